@@ -1,0 +1,110 @@
+"""Recipes: one nested YAML file, validated by pydantic, plus `a.b=c` overrides. Unknown keys are errors."""
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trueward.core.errors import ConfigError, nearest
+
+__all__ = ["Config", "apply_overrides", "build", "read_yaml"]
+
+
+class Config(BaseModel):
+    """Base of all configuration: frozen, unknown keys refused, defaults checked like given values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping with the safe loader.
+
+    Raises:
+        ConfigError: missing, not YAML, or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist", remedy="`trueward recipes ls` lists those that ship") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder", expected="a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend the file") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} does not hold a mapping", value=value, expected="`key: value` lines")
+    return value
+
+
+def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `mapping` with each `a.b=c` set; `c` is read as YAML, so `true`, `3` and `[a, b]` mean what they say.
+
+    Raises:
+        ConfigError: no `=`, an empty key, or a path through something that is no mapping.
+    """
+    result: dict[str, Any] = {key: _copied(value) for key, value in mapping.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        parts = key.split(".")
+        if not equals or not all(parts):
+            raise ConfigError("an override is not of the form key.path=value", value=override)
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {key} is not YAML", value=text, remedy="put it in quotes") from error
+        node = result
+        for part in parts[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{key} goes through {part!r}, which is no section", value=child)
+            node = child
+        node[parts[-1]] = value
+    return result
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def build(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
+    """Validate `mapping` as `cls`.
+
+    Args:
+        source: where the values come from, for the message (a file name).
+
+    Raises:
+        ConfigError: the first problem in one sentence, with the nearest known key for an unknown one.
+    """
+    try:
+        return cls.model_validate(mapping)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(cls, first["loc"][:-1])
+            remedy = nearest(str(first["loc"][-1]), known)
+            raise ConfigError(f"{source}: unknown key {where!r}", remedy=remedy) from error
+        if first["type"] == "missing":
+            raise ConfigError(f"{source}: {where} is missing", remedy=f"set it: {where}=...") from error
+        raise ConfigError(f"{source}: {where}: {first['msg']}", value=first["input"]) from error
+
+
+def _known_keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    models = [cls]
+    for part in path:
+        inner = [_models_in(model.model_fields[part].annotation) for model in models if part in model.model_fields]
+        # A part that is no field is an index, a mapping key or the tag of a union: the models stay the same.
+        models = [model for group in inner for model in group] or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]

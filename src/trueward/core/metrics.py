@@ -1,0 +1,179 @@
+"""Declared metrics. A name that was never declared raises; what is declared says its unit and meaning in one place.
+
+Every run appends to `metrics.jsonl`; TensorBoard, W&B and trackio are written only when installed and asked for.
+Names follow those that users of TRL already search for.
+"""
+
+import importlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+from trueward.core.errors import ConfigError, RunError, nearest
+from trueward.core.files import append_jsonl
+
+__all__ = ["METRICS", "Metric", "MetricsLog", "Tracker", "declare"]
+
+
+class Metric(NamedTuple):
+    """A declared metric."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def declare(name: str, unit: str, meaning: str) -> str:
+    """Declare a metric once and return its name.
+
+    Raises:
+        RunError: the name is declared already with another unit or meaning.
+    """
+    metric = Metric(name, unit, meaning)
+    if METRICS.setdefault(name, metric) != metric:
+        raise RunError(f"metric {name!r} is declared twice", value=metric, expected=str(METRICS[name]))
+    return name
+
+
+for _name, _unit, _meaning in [
+    ("loss", "nats", "objective of the step, averaged with one global denominator"),
+    ("lr", "1", "learning rate of the step"),
+    ("grad_norm", "1", "norm of the gradient before clipping"),
+    ("tokens", "tokens", "real tokens of the step"),
+    ("tokens_per_s", "tokens/s", "real tokens of the step over its wall-clock time"),
+    ("step_s", "s", "wall-clock time of the step"),
+    ("skipped", "steps", "steps skipped so far because loss or gradient was not finite"),
+    ("epoch", "epochs", "passes over the data so far"),
+    ("accuracy", "1", "share of pairs that the reward model orders as the label does; ties half"),
+    ("mean_token_accuracy", "1", "share of trained tokens that the model would have chosen greedily"),
+    ("rewards/chosen", "nats", "beta x (policy - ref) log-prob of chosen for DPO; reward of chosen for a reward model"),
+    ("rewards/rejected", "nats", "the same for rejected"),
+    ("rewards/margins", "nats", "rewards/chosen - rewards/rejected"),
+    ("rewards/accuracies", "1", "share of pairs with a positive margin; ties half"),
+    ("logps/chosen", "nats", "mean summed log-prob of chosen under the policy"),
+    ("logps/rejected", "nats", "mean summed log-prob of rejected under the policy"),
+    ("logps/chosen_per_token_change", "nats/token", "policy - ref log-prob of chosen per token; below 0 = displaced"),
+    ("logps/rejected_per_token_change", "nats/token", "policy - ref log-prob of rejected per token"),
+    ("reward", "1", "mean score of the reward model over the completions of the iteration"),
+    ("reward_std", "1", "standard deviation of those scores"),
+    ("gold", "1", "mean true reward of the completions of the iteration, where a testbed knows it"),
+    ("objective/kl", "nats", "mean KL(policy || ref) per completion, k1 estimate summed over tokens"),
+    ("objective/kl_k3", "nats", "the same by k3, which is never negative"),
+    ("objective/entropy", "nats", "mean entropy of the policy per token"),
+    ("objective/kl_coef", "1", "KL coefficient in use"),
+    ("policy_loss", "1", "clipped surrogate, token mean"),
+    ("value_loss", "1", "clipped value loss, token mean"),
+    ("value_explained_variance", "1", "1 - Var(return - value) / Var(return)"),
+    ("clip_ratio/mean", "1", "share of tokens whose ratio was clipped"),
+    ("policy_kl_old", "nats", "k3 KL of the update against the policy that sampled"),
+    ("completions/mean_length", "tokens", "mean tokens per completion, stop token included"),
+    ("completions/clipped_ratio", "1", "share of completions that hit the length limit without a stop token"),
+    ("sampler_gap/max", "nats", "largest |sampler - trainer| token log-prob of the iteration"),
+    ("time/rollout_s", "s", "time spent drawing completions"),
+    ("time/update_s", "s", "time spent updating"),
+    ("eval/loss", "nats", "held-out objective"),
+    ("eval/accuracy", "1", "held-out pair accuracy"),
+]:
+    declare(_name, _unit, _meaning)
+
+
+class Tracker(Protocol):
+    """Something beside `metrics.jsonl` that takes figures."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path) -> None:
+        self._writer: Any = _imported("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """W&B and trackio share the interface `init`, `log`, `finish`."""
+
+    def __init__(self, folder: Path, package: str) -> None:
+        self._module: Any = _imported(package, package)
+        self._module.init(project="trueward", name=folder.name)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._module.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"tracker {package!r} is not installed", remedy=f"pip install {package}, or leave it out of `track`"
+        ) from error
+
+
+TRACKERS = {
+    "tensorboard": _TensorBoard,
+    "wandb": lambda folder: _Wandb(folder, "wandb"),
+    "trackio": lambda folder: _Wandb(folder, "trackio"),
+}
+
+
+class MetricsLog:
+    """Appends `{"step", "time_s", name: value}` lines to `folder/metrics.jsonl`.
+
+    Args:
+        folder: the run folder.
+        track: names from `tensorboard`, `wandb`, `trackio`.
+
+    Raises:
+        ConfigError: an unknown or not installed tracker.
+    """
+
+    def __init__(self, folder: Path, track: Sequence[str] = ()) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._start_s = time.monotonic()
+        unknown = [name for name in track if name not in TRACKERS]
+        if unknown:
+            raise ConfigError("unknown tracker", value=unknown[0], remedy=nearest(unknown[0], TRACKERS))
+        self._trackers: list[Tracker] = [TRACKERS[name](folder) for name in track]
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Append one line. A value that is not finite is written as null, because JSON has no NaN.
+
+        Raises:
+            RunError: a name was never declared.
+        """
+        for name in values:
+            if name not in METRICS:
+                raise RunError(f"metric {name!r} was never declared", remedy=nearest(name, METRICS))
+        finite = {name: (float(value) if math.isfinite(value) else None) for name, value in values.items()}
+        append_jsonl(self._path, {"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **finite})
+        for tracker in self._trackers:
+            tracker.log({name: value for name, value in finite.items() if value is not None}, step)
+
+    def close(self) -> None:
+        """Flush and close the trackers."""
+        for tracker in self._trackers:
+            tracker.close()

@@ -1,0 +1,20 @@
+"""Fixtures shared by all tests: the public data folder (skips where it is absent) and quiet, single-threaded torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of the public data sets; `TRUEWARD_SHARED` names it, the default lies beside the checkout."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("TRUEWARD_SHARED", default)) / "data"
+    if not folder.is_dir():
+        pytest.skip("the public data sets are not here; set TRUEWARD_SHARED to their folder")
+    return folder
