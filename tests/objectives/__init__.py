@@ -1,0 +1,1 @@
+"""Tests of the objectives: hand values, float64 oracles, invariances, gradient checks, extremes, errors."""

@@ -1,0 +1,81 @@
+"""The public surface of the package, frozen, and what it may import."""
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+import trueward.objectives
+from trueward import objectives
+
+SIGNATURES = {
+    "accuracy": "chosen_B rejected_B",
+    "bradley_terry": "chosen_rewards_B rejected_rewards_B * margin_B soft_label_B centering",
+    "dpo": (
+        "policy_chosen_logps_B policy_rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B"
+        " * beta label_smoothing"
+    ),
+    "gae": "rewards_BT values_BT mask_BT * gamma lam",
+    "kl_exact": "logits_BTV other_logits_BTV",
+    "kl_k1": "sampler_logps other_logps",
+    "kl_k2": "sampler_logps other_logps",
+    "kl_k3": "sampler_logps other_logps",
+    "masked_sum_B": "values_BT mask_BT",
+    "ppo_policy": "logps_BT old_logps_BT advantages_BT mask_BT * clip_low clip_high",
+    "ppo_value": "values_BT old_values_BT returns_BT mask_BT * clip",
+    "sequence_mean": "values_B * denominator",
+    "sft": "logps_BT mask_BT * weights_BT",
+    "token_entropy": "logits_BTV",
+    "token_logps": "logits_BTV labels_BT",
+    "token_mean": "values_BT mask_BT * denominator",
+    "token_rewards": "scores_B kl_BT mask_BT * beta",
+    "whiten": "values_BT mask_BT * shift_mean",
+    "zero_masked": "values_BT mask_BT",
+}
+FIELDS = {
+    "Advantages": ("advantages_BT", "returns_BT"),
+    "BradleyTerryLoss": ("loss_B", "accuracies_B", "margins_B"),
+    "PolicyLoss": ("loss_BT", "ratio_BT", "clipped_BT"),
+    "PreferenceLoss": ("loss_B", "chosen_rewards_B", "rejected_rewards_B"),
+    "SFTLoss": ("loss_BT",),
+    "ValueLoss": ("loss_BT", "clipped_BT"),
+}
+
+
+def _signature(name: str) -> str:
+    words = []
+    for parameter in inspect.signature(getattr(objectives, name)).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        words.append(parameter.name)
+    return " ".join(words)
+
+
+def test_public_names_are_frozen() -> None:
+    assert set(objectives.__all__) == {*SIGNATURES, *FIELDS, "KL_ESTIMATORS"}
+    assert {name: _signature(name) for name in SIGNATURES} == SIGNATURES
+    assert {name: getattr(objectives, name)._fields for name in FIELDS} == FIELDS
+
+
+def test_imports_torch_and_the_standard_library_only() -> None:
+    folder = Path(trueward.objectives.__file__).parent
+    allowed = {"torch", *sys.stdlib_module_names}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            for module in modules:
+                inside = module == "trueward.objectives" or module.startswith("trueward.objectives.")
+                assert inside or module.split(".")[0] in allowed, f"{path.name} imports {module}"
+
+
+def test_oracles_do_not_read_the_package() -> None:
+    folder = Path(__file__).parents[1] / "oracles"
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "trueward" for name in names), path.name
