@@ -1,0 +1,180 @@
+"""The vocabulary head on completion tokens, in chunks: log-prob, entropy and greedy match without N x V logits.
+
+The formulas are those of `objectives.logprobs`; what is added here is a backward that recomputes the logits of a chunk
+instead of keeping them. Log-softmax is in float32 also where the matrices are bfloat16.
+Axes: N tokens, V vocabulary, D width.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trueward.objectives.logprobs import token_entropy, token_logps
+
+__all__ = ["Head", "TokenScores", "score_tokens"]
+
+# Elements of the logits of one chunk; 2 ** 22 float32 are 16 MiB, about what a processor's cache holds.
+_CHUNK_ELEMENTS = 1 << 22
+# Below this many logits in all, keeping their softmax is cheaper than computing the logits again.
+_KEPT_ELEMENTS = 1 << 23
+
+
+class TokenScores(NamedTuple):
+    """What a model says about the completion tokens of a row."""
+
+    logps_N: Tensor
+    """Log-probability of each completion token, nats, float32."""
+    entropy_N: Tensor | None
+    """Entropy of the distribution each token was drawn from, nats, float32; None unless asked for."""
+    greedy_N: Tensor
+    """Bool: the token is the most likely one."""
+
+
+class Head(NamedTuple):
+    """How a model turns hidden states into logits."""
+
+    module: nn.Module
+    softcap: float | None
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits in the model's own precision."""
+        logits_NV: Tensor = self.module(hidden_ND)
+        return logits_NV if self.softcap is None else torch.tanh(logits_NV / self.softcap) * self.softcap
+
+    @property
+    def fused(self) -> nn.Linear | None:
+        """The plain linear layer the head is, if it is nothing more."""
+        plain = type(self.module) is nn.Linear and not self.module._forward_hooks and self.softcap is None
+        return self.module if plain else None  # type: ignore[return-value]  # narrowed by `plain`
+
+
+def _chunks(num_tokens: int, num_words: int) -> Iterator[slice]:
+    size = max(1, _CHUNK_ELEMENTS // num_words)
+    for start in range(0, num_tokens, size):
+        yield slice(start, min(start + size, num_tokens))
+
+
+def _scores(logits_NV: Tensor, labels_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    greedy_N = logits_NV.argmax(-1) == labels_N
+    logits_1NV = _full(logits_NV).unsqueeze(0)
+    if temperature != 1.0:
+        logits_1NV = logits_1NV / temperature
+    logps_N = token_logps(logits_1NV, labels_N.unsqueeze(0))[0]
+    return logps_N, token_entropy(logits_1NV)[0] if entropy else logps_N.new_empty(0), greedy_N
+
+
+class _Fused(torch.autograd.Function):
+    """Log-probs and entropies from hidden states; the backward goes chunk by chunk.
+
+    With p the softmax, the gradient with respect to the logits of a token is g (onehot - p) for its log-prob and
+    -g p (log p + H) for its entropy H.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, temperature: float,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_words = weight_VD.shape[0]
+        needs = any(ctx.needs_input_grad)
+        keep = needs and hidden_ND.shape[0] * num_words <= _KEPT_ELEMENTS
+        parts, kept = [], []
+        for at in _chunks(hidden_ND.shape[0], num_words):
+            logits_nV = nn.functional.linear(hidden_ND[at], weight_VD, bias_V)
+            parts.append(_scores(logits_nV, labels_N[at], temperature, entropy))
+            if keep:
+                kept.append(_softmax(logits_nV, temperature))
+        logps_N, entropy_N, greedy_N = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.temperature, ctx.entropy, ctx.kept = temperature, entropy, kept
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N)
+        ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
+        return logps_N, entropy_N, greedy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logps_N, grad_entropy_N, _ = grads
+        hidden_ND, weight_VD, bias_V, labels_N, entropy_N = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        # Summed over chunks in float32: bfloat16 sums of thousands of terms lose them.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
+        for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0])):
+            probs_nV = None
+            if ctx.kept:
+                # Used up in place; a second backward through the same graph computes it again.
+                probs_nV, ctx.kept[index] = ctx.kept[index], None
+            if probs_nV is None:
+                logits_nV = nn.functional.linear(hidden_ND[at], weight_VD, bias_V)
+                probs_nV = _softmax(logits_nV, ctx.temperature)
+            grad_n = grad_logps_N[at].unsqueeze(1)
+            scale_nV = -grad_n
+            if ctx.entropy:
+                surprise_nV = probs_nV.clamp_min(torch.finfo(probs_nV.dtype).tiny).log_()
+                scale_nV = surprise_nV.add_(entropy_N[at].unsqueeze(1)).mul_(-grad_entropy_N[at].unsqueeze(1)) - grad_n
+            grad_nV = probs_nV.mul_(scale_nV)
+            grad_nV.scatter_add_(1, labels_N[at].unsqueeze(1), grad_n)
+            if ctx.temperature != 1.0:
+                grad_nV.div_(ctx.temperature)
+            grad_nV = grad_nV.to(hidden_ND.dtype)
+            if grad_hidden_ND is not None:
+                torch.mm(grad_nV, weight_VD, out=grad_hidden_ND[at])
+            if grad_weight_VD is not None:
+                if grad_weight_VD.dtype == grad_nV.dtype:
+                    grad_weight_VD.addmm_(grad_nV.T, hidden_ND[at])
+                else:
+                    grad_weight_VD.add_(grad_nV.T @ hidden_ND[at])
+            if grad_bias_V is not None:
+                grad_bias_V.add_(grad_nV.sum(0))
+        weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
+        bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
+        return grad_hidden_ND, weight, bias, None, None, None
+
+
+def _full(logits_NV: Tensor) -> Tensor:
+    return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+
+def _softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    logits_NV = _full(logits_NV)
+    return torch.softmax(logits_NV if temperature == 1.0 else logits_NV / temperature, dim=-1)
+
+
+def score_tokens(
+    head: Head, hidden_ND: Tensor, labels_N: Tensor, *, temperature: float = 1.0, entropy: bool = False
+) -> TokenScores:
+    """Log-probability (and entropy) of each label under the head.
+
+    Args:
+        hidden_ND: hidden state that predicts each token.
+        labels_N: int64 token ids.
+        temperature: > 0; divides the logits.
+        entropy: also compute the entropy of each distribution.
+    """
+    linear = head.fused
+    if linear is not None:
+        device = hidden_ND.device.type
+        weight_VD, bias_V = linear.weight, linear.bias
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+            bias_V = None if bias_V is None else bias_V.to(dtype)
+        with torch.autocast(device, enabled=False):
+            logps_N, entropy_N, greedy_N = _Fused.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy)
+        return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)
+
+    def one(hidden_nD: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _scores(head.logits(hidden_nD), labels_n, temperature, entropy)
+
+    num_words = getattr(head.module, "out_features", 1 << 15)
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = one
+    parts = [
+        checkpoint(step, hidden_ND[at], labels_N[at], use_reentrant=False) if torch.is_grad_enabled() else
+        step(hidden_ND[at], labels_N[at])
+        for at in _chunks(hidden_ND.shape[0], num_words)
+    ]
+    logps_N, entropy_N, greedy_N = (torch.cat(values) for values in zip(*parts, strict=True))
+    return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)

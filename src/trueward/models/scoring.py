@@ -1,0 +1,314 @@
+"""The log-prob engine: one packed forward, and what every stage reads from it (log-probs, entropy, KL, rewards, values).
+
+Whether a model can take packed rows is not assumed from its name: at first use the packed and the padded forward of a
+small row are compared, and a model whose two results differ is served by the padded path, with one printed notice.
+Axes: L tokens of the row, N completion tokens, S sequences, D width, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trueward.core.errors import ModelError
+from trueward.data.chat import Completion, TokenGroup
+from trueward.models.attention import KEYWORD, NAME, AttentionStep, Unsupported, install, takes_packed_rows
+from trueward.models.head import Head, TokenScores, score_tokens
+from trueward.models.packing import Packed, pack
+from trueward.models.plain import plain_hidden, plain_logits
+from trueward.objectives.kl import kl_exact
+from trueward.objectives.logprobs import token_entropy, token_logps
+
+__all__ = [
+    "TokenScores",
+    "exact_kl_N",
+    "hidden_states",
+    "reference",
+    "score_completions",
+    "sequence_rewards",
+    "supports_packing",
+    "token_values",
+    "unwrap",
+]
+
+_KL_CHUNK_ELEMENTS = 1 << 23
+
+
+class _Route(NamedTuple):
+    packed: bool
+    head: bool
+    reason: str
+
+
+_ROUTES: MutableMapping[nn.Module, _Route] = WeakKeyDictionary()
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside a PEFT wrapper, adapters in place; a model without wrapper is returned as it is.
+
+    Raises:
+        ModelError: no transformers model, or an adapter that changes the input (prompt tuning).
+    """
+    if isinstance(model, PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise ModelError(
+                "adapters that add prompt tokens are not supported", value=model.active_peft_config.peft_type,
+                expected="LoRA or another adapter of weights",
+            )
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError("this is no transformers model", value=type(model).__name__)
+    return model
+
+
+def _backbone(model: PreTrainedModel) -> PreTrainedModel:
+    backbone = model.base_model
+    if backbone is model or not isinstance(backbone, PreTrainedModel):
+        raise ModelError(
+            f"{type(model).__name__} does not say which part of it makes the hidden states",
+            remedy="use a model of the class AutoModelForCausalLM or AutoModelForSequenceClassification",
+        )
+    return backbone
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The vocabulary head of a causal language model."""
+    module = model.get_output_embeddings()
+    if module is None:
+        raise ModelError(f"{type(model).__name__} has no vocabulary head", expected="a causal language model")
+    return Head(module, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
+
+
+def run_backbone(model: PreTrainedModel, input_ids_1L: Tensor, position_ids_1L: Tensor, step: AttentionStep) -> Tensor:
+    """hidden_LD of one row; every attention layer is computed by `step`."""
+    output = _backbone(model)(
+        input_ids=input_ids_1L,
+        position_ids=position_ids_1L,
+        # A ready 4D mask makes transformers build none; the step decides what sees what.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_1L.device),
+        use_cache=False,
+        **{KEYWORD: step},
+    )
+    hidden_LD: Tensor = output.last_hidden_state[0]
+    return hidden_LD
+
+
+@contextmanager
+def _quiet_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode of every module is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _probe_row(num_words: int, device: torch.device) -> Packed:
+    ids = [(7919 * i + 13) % num_words for i in range(20)]
+    flags = (True,) * 4
+    first = TokenGroup(
+        prompt_ids=tuple(ids[:5]),
+        completions=(Completion(tuple(ids[5:9]), flags), Completion(tuple(ids[9:12]), flags[:3])),
+    )
+    return pack([first, TokenGroup(tuple(ids[12:15]), (Completion(tuple(ids[15:19]), flags),))], device)
+
+
+def _differs(got: Tensor, expected: Tensor) -> bool:
+    # Float32 of trained models agrees to 1e-5 of the scale; sixteen bits to a few steps of 2 ** -8.
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    scale = max(1.0, float(expected.abs().max()))
+    return not bool(((got - expected).abs() <= tolerance * scale).all())
+
+
+def _find_route(model: PreTrainedModel) -> _Route:
+    before = model.config._attn_implementation
+    with _quiet_mode(model):
+        row = _probe_row(model.config.get_text_config().vocab_size, model.device)
+        expected_LD = plain_hidden(_backbone(model), row)
+        head = not hasattr(model, "score")
+        if head:
+            got_NV = head_of(model).logits(expected_LD[row.predict_N])
+            head = not _differs(got_NV, plain_logits(model, row))
+        reason = takes_packed_rows(model)
+        if reason is None:
+            install(model)
+            try:
+                got_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.plan)
+                reason = "its packed forward differs from its padded one" if _differs(got_LD, expected_LD) else None
+            except Unsupported as error:
+                reason = str(error)
+        if reason is not None and before != model.config._attn_implementation:
+            model.set_attn_implementation(before)
+    return _Route(reason is None, head, reason or "")
+
+
+def _route(model: PreTrainedModel) -> _Route:
+    route = _ROUTES.get(model)
+    if route is None:
+        route = _ROUTES[model] = _find_route(model)
+        if not route.packed:
+            Console(stderr=True).print(
+                f"{type(model).__name__}: {route.reason}; using the slower padded path", markup=False
+            )
+    if route.packed and model.config._attn_implementation != NAME:
+        install(model)
+    return route
+
+
+def supports_packing(model: nn.Module) -> bool:
+    """Whether packed rows give the model's own hidden states; measured once per model on a small row."""
+    return _route(unwrap(model)).packed
+
+
+def hidden_states(model: nn.Module, packed: Packed) -> Tensor:
+    """Final hidden states (after the last norm) of a row.
+
+    Args:
+        model: causal language model or sequence classifier, with or without PEFT wrapper.
+
+    Returns:
+        hidden_LD in the model's precision.
+
+    Raises:
+        ModelError: not a model of either class.
+    """
+    inner = unwrap(model)
+    if _route(inner).packed:
+        return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, packed.plan)
+    return plain_hidden(_backbone(inner), packed)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
+
+
+def score_completions(
+    model: nn.Module, packed: Packed, *, temperature: float = 1.0, entropy: bool = False,
+    hidden_LD: Tensor | None = None,
+) -> TokenScores:
+    """Log-probability of every completion token given its prompt and the tokens before it.
+
+    The full N x V logits never exist at once: the head runs in chunks, and again in the backward. Precision changes
+    before the softmax: sixteen-bit logits become float32.
+
+    Args:
+        temperature: > 0; divides the logits.
+        entropy: also the entropy of each distribution.
+        hidden_LD: result of `hidden_states` for the same row, to share one forward among heads.
+
+    Raises:
+        ValueError: temperature is not positive.
+        ModelError: not a causal language model.
+    """
+    _check_temperature(temperature)
+    inner = unwrap(model)
+    if not _route(inner).head:
+        logits_1NV = plain_logits(inner, packed).float().unsqueeze(0)
+        greedy_N = logits_1NV[0].argmax(-1) == packed.labels_N
+        scaled_1NV = logits_1NV / temperature
+        logps_N = token_logps(scaled_1NV, packed.labels_N.unsqueeze(0))[0]
+        return TokenScores(logps_N, token_entropy(scaled_1NV)[0] if entropy else None, greedy_N)
+    if hidden_LD is None:
+        hidden_LD = hidden_states(model, packed)
+    hidden_ND = hidden_LD.index_select(0, packed.predict_N)
+    return score_tokens(head_of(inner), hidden_ND, packed.labels_N, temperature=temperature, entropy=entropy)
+
+
+@contextmanager
+def reference(model: nn.Module) -> Iterator[nn.Module]:
+    """The frozen reference of a model with adapters: the model itself while its adapters are off.
+
+    Raises:
+        ModelError: the model has no adapters, so it holds no reference.
+    """
+    if not isinstance(model, PeftModel):
+        raise ModelError("a model without adapters does not hold its own reference", remedy="pass a reference model")
+    with model.disable_adapter():
+        yield model
+
+
+@torch.no_grad()
+def exact_kl_N(model: nn.Module, ref_model: nn.Module | None, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+    """KL(model || ref) of the next-token distribution at every completion token, over the full vocabulary.
+
+    Averaged over tokens that the model itself drew it is the KL per token; over other tokens it is not.
+
+    Args:
+        ref_model: the reference; None means the model with its adapters off.
+
+    Returns:
+        kl_N, float32, nats, without gradient.
+    """
+    _check_temperature(temperature)
+    logits = [_logits_getter(model, packed)]
+    if ref_model is None:
+        with reference(model):
+            hidden_ND = hidden_states(model, packed)[packed.predict_N]
+        logits.append((unwrap(model), hidden_ND))
+    else:
+        logits.append(_logits_getter(ref_model, packed))
+    (inner, hidden_ND), (ref_inner, ref_hidden_ND) = logits
+    num_words = inner.config.get_text_config().vocab_size
+    size = max(1, _KL_CHUNK_ELEMENTS // num_words)
+    parts = []
+    for start in range(0, len(packed.labels_N), size):
+        at = slice(start, start + size)
+        first_1NV = head_of(inner).logits(hidden_ND[at]).float().unsqueeze(0)
+        second_1NV = head_of(ref_inner).logits(ref_hidden_ND[at]).float().unsqueeze(0)
+        parts.append(kl_exact(first_1NV / temperature, second_1NV / temperature)[0])
+    return torch.cat(parts)
+
+
+def _logits_getter(model: nn.Module, packed: Packed) -> tuple[PreTrainedModel, Tensor]:
+    inner = unwrap(model)
+    if not _route(inner).head:
+        raise ModelError(
+            f"{type(inner).__name__} changes its logits after the head in a way that is not known here",
+            remedy="use the estimators k1 and k3 for this model",
+        )
+    return inner, hidden_states(model, packed)[packed.predict_N]
+
+
+def sequence_rewards(reward_model: nn.Module, packed: Packed, *, hidden_LD: Tensor | None = None) -> Tensor:
+    """Score of every sequence, read at its last token by position.
+
+    Args:
+        reward_model: sequence classifier with one label.
+        hidden_LD: result of `hidden_states` for the same row and model.
+
+    Returns:
+        rewards_S, float32, with gradient.
+
+    Raises:
+        ModelError: the model has no score head of one label.
+    """
+    score = getattr(unwrap(reward_model), "score", None)
+    if not isinstance(score, nn.Module):
+        raise ModelError("this model has no score head", expected="AutoModelForSequenceClassification, num_labels=1")
+    if hidden_LD is None:
+        hidden_LD = hidden_states(reward_model, packed)
+    rewards_S1: Tensor = score(hidden_LD[packed.last_S])
+    if rewards_S1.shape[-1] != 1:
+        raise ModelError("a reward model has one label", value=rewards_S1.shape[-1], expected="num_labels=1")
+    return rewards_S1.squeeze(-1).float()
+
+
+def token_values(value_head: nn.Module, hidden_LD: Tensor, packed: Packed) -> Tensor:
+    """Value of the state before each completion token: what the prompt and the earlier tokens promise.
+
+    Returns:
+        values_N, float32.
+    """
+    values_N1: Tensor = value_head(hidden_LD.index_select(0, packed.predict_N))
+    return values_N1.reshape(-1).float()
