@@ -51,6 +51,22 @@ def test_gradcheck() -> None:
     )
 
 
+def test_the_edge_of_the_range_is_not_clipped() -> None:
+    # With both ranges 0 the ratio of the first step, exactly 1, lies on both edges.
+    zeros = torch.zeros(1, 2)
+    advantages = torch.tensor([[1.0, -1.0]])
+    live = zeros.clone().requires_grad_()
+    result = ppo_policy(live, zeros, advantages, torch.ones(1, 2, dtype=torch.bool), clip_low=0, clip_high=0)
+    assert result.clipped_BT.tolist() == [[False, False]]
+    assert torch.equal(torch.autograd.grad(result.loss_BT.sum(), live)[0], -advantages)
+
+
+def test_underflowing_ratio_with_zero_advantage_is_not_a_clip() -> None:
+    one = torch.ones(1, 1)
+    result = ppo_policy(-1e4 * one, 0 * one, 0 * one, one.bool())
+    assert result.loss_BT.item() == 0.0 and not result.clipped_BT.item()
+
+
 def test_first_step_is_the_plain_policy_gradient() -> None:
     # At policy = old the ratio is 1 and the gradient of the loss is -A.
     logps, _, advantages = _batch()
@@ -86,6 +102,8 @@ def test_overflowing_ratio_sends_no_gradient_when_clipped() -> None:
     (gradient,) = torch.autograd.grad(result.loss_BT.sum(), logps)
     assert gradient.tolist() == [[0.0, 0.0, 0.0]]
     assert result.ratio_BT.tolist() == [[math.inf, math.inf, 0.0]]
+    # An advantage of 0 sends nothing either, but no clip is the cause.
+    assert result.clipped_BT.tolist() == [[True, False, True]]
 
 
 def test_overflowing_ratio_is_not_hidden_when_not_clipped() -> None:

@@ -75,5 +75,9 @@ def test_wrong_input_raises() -> None:
         sft(logps, MASK, weights_BT=torch.ones(2, 1))
     with pytest.raises(ValueError, match=r"mask_BT must have the shape of logps_BT"):
         sft(logps, MASK[:1])
+    with pytest.raises(ValueError, match=r"weights_BT must be finite.*got an element -2"):
+        sft(logps, MASK, weights_BT=torch.tensor([[-2.0, -3.0, 1.0, 1.0], [-4.0, 1.0, 1.0, 1.0]]))
     with pytest.raises(TypeError, match="mask_BT must be bool"):
         sft(logps, MASK.float())
+    with pytest.raises(TypeError, match=r"mask_BT must be a torch.Tensor, got list"):
+        sft(logps, MASK.tolist())

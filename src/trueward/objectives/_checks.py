@@ -69,7 +69,7 @@ def all_between(name: str, tensor: Tensor, *, low: float, high: float = math.inf
     """Raise ValueError unless every element is finite and lies in [low, high]."""
     inside = torch.isfinite(tensor) & (tensor >= low) & (tensor <= high)
     if not bool(inside.all()):
-        seen = tensor.detach()[~inside][0].item()
+        seen = tensor[~inside][0].item()
         raise ValueError(f"{name} must be finite and in [{low:g}, {high:g}], got an element {seen:g}")
 
 
