@@ -80,4 +80,4 @@ def test_wrong_input_raises() -> None:
     with pytest.raises(TypeError, match="mask_BT must be bool"):
         sft(logps, MASK.float())
     with pytest.raises(TypeError, match=r"mask_BT must be a torch.Tensor, got list"):
-        sft(logps, MASK.tolist())
+        sft(logps, MASK.tolist())  # type: ignore[arg-type]
