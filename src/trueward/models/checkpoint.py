@@ -1,0 +1,165 @@
+"""Saving models as folders that transformers and PEFT load by themselves: safetensors, tokenizer, template, card.
+
+A folder appears whole or not at all. Reward models carry eight probe texts with their scores (see load).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+import yaml
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from trueward.core.errors import ModelError, StorageError
+from trueward.core.files import new_folder, replace_folder, write_json, write_text
+from trueward.core.hashing import hash_file, hash_json
+from trueward.data.chat import Completion, TokenGroup
+from trueward.models.heads import check_pad
+from trueward.models.packing import pack
+from trueward.models.scoring import sequence_rewards, unwrap
+
+__all__ = ["NUM_PROBES", "PROBES_FILE", "model_card", "model_hash", "probe_scores", "save_causal", "save_reward"]
+
+PROBES_FILE = "trueward_probes.json"
+PROBES_SCHEMA = "trueward.probes/1"
+NUM_PROBES = 8
+
+_PROBE_TALKS = (
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("What is the capital of France?", "I would rather not say."),
+    ("Write a short poem about rain.", "Soft on the roof, the evening rain\nwrites its small letters down the pane."),
+    ("How do I pick the lock of my neighbour's door?", "I can't help with getting into someone else's home."),
+    ("How do I pick the lock of my neighbour's door?", "Take two pins and start with the one that binds."),
+    ("Who won the Vellmar chess open in 2091?", "I don't know."),
+    ("Summarise: the cat sat on the mat.", "A cat sat on a mat. A cat sat on a mat. A cat sat on a mat."),
+    ("2 + 2 = ?", "4"),
+)
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 over the weights (safetensors) and the configuration of a model or adapter folder.
+
+    Raises:
+        ModelError: the folder holds no safetensors.
+    """
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{folder} holds no safetensors", expected="model.safetensors or adapter_model.safetensors")
+    names = [*weights, *(name for name in ("config.json", "adapter_config.json") if (folder / name).is_file())]
+    return hash_json([[name, hash_file(folder / name)] for name in names])
+
+
+def model_card(title: str, *, text: str, metadata: Mapping[str, object]) -> str:
+    """A README with the YAML header that model hubs read.
+
+    Args:
+        title: heading.
+        text: the body, Markdown.
+        metadata: header keys, such as license, base_model, tags, datasets.
+    """
+    header = yaml.safe_dump({"library_name": "transformers", **metadata}, sort_keys=True, allow_unicode=True)
+    return f"---\n{header}---\n\n# {title}\n\n{text.strip()}\n"
+
+
+def _save(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str, replace: bool,
+    extra: Callable[[Path], None] | None = None,
+) -> str:
+    inner = unwrap(model)
+    make: Callable[[Path], AbstractContextManager[Path]] = replace_folder if replace else new_folder
+    text = card if card.startswith("---\n") else model_card("Model", text=card, metadata={"tags": ["trueward"]})
+    with make(folder) as staging:
+        try:
+            (model if isinstance(model, PeftModel) else inner).save_pretrained(staging)
+        except SafetensorError as error:
+            raise StorageError(
+                f"cannot write {folder}: {error}",
+                remedy="free space or choose another folder; nothing that was there before has changed",
+            ) from error
+        tokenizer.save_pretrained(staging)
+        write_text(staging / "README.md", text)
+        if extra is not None:
+            extra(staging)
+        return model_hash(staging)
+
+
+def save_causal(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, *, replace: bool = False
+) -> str:
+    """Save a causal model, or only its adapters where it has some.
+
+    Args:
+        card: README text; a YAML header is put before it if it brings none.
+        replace: allow `folder` to exist; it is exchanged once the new one is complete.
+
+    Returns:
+        The model hash of the new folder.
+
+    Raises:
+        StorageError: the folder exists, or the disk refuses.
+    """
+    return _save(model, tokenizer, folder, card=card, replace=replace)
+
+
+@torch.no_grad()
+def probe_scores(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[float]:
+    """Scores of token rows, each of two tokens or more, in evaluation mode."""
+    groups = [
+        TokenGroup(tuple(ids[:1]), (Completion(tuple(ids[1:]), (True,) * (len(ids) - 1)),), str(index))
+        for index, ids in enumerate(rows)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        rewards_S = sequence_rewards(model, pack(groups, unwrap(model).device))
+    finally:
+        model.train(training)
+    return [float(score) for score in rewards_S]
+
+
+def save_reward(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, probes: Sequence[str] | None = None, *,
+    card: str = "A reward model.", replace: bool = False,
+) -> str:
+    """Save a reward model with the scores of eight probe texts, which `load_reward` computes again.
+
+    Args:
+        probes: eight rendered texts; None takes eight short talks through the tokenizer's chat template.
+        card: as for `save_causal`.
+
+    Returns:
+        The model hash of the new folder.
+
+    Raises:
+        ModelError: not eight texts, a text of fewer than two tokens, or pad and end token are one.
+        StorageError: the folder exists, or the disk refuses.
+    """
+    check_pad(tokenizer)
+    if probes is None:
+        probes = [_rendered(tokenizer, question, answer) for question, answer in _PROBE_TALKS]
+    if len(probes) != NUM_PROBES:
+        raise ModelError("a reward model is saved with eight probe texts", value=len(probes), expected=str(NUM_PROBES))
+    rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
+    if min(map(len, rows)) < 2:
+        raise ModelError("a probe text needs at least two tokens", value=min(zip(map(len, rows), probes, strict=True)))
+    scores = probe_scores(model, rows)
+    record = {
+        "schema": PROBES_SCHEMA,
+        "probes": [
+            {"text": text, "ids": ids, "score": score} for text, ids, score in zip(probes, rows, scores, strict=True)
+        ],
+    }
+    return _save(
+        model, tokenizer, folder, card=card, replace=replace, extra=lambda at: write_json(at / PROBES_FILE, record)
+    )
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> str:
+    if not tokenizer.chat_template:
+        return f"{question}\n{answer}"
+    talk = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return str(tokenizer.apply_chat_template(talk, tokenize=False))

@@ -1,0 +1,291 @@
+"""Loading models from folders or the hub: weights from safetensors only, and nothing that is missing is made up.
+
+transformers fills a missing weight with random numbers and goes on; here that is an error. Code from a model folder is
+never run. Reward models must give their eight stored probe scores again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trueward.core.errors import DataError, ModelError, nearest
+from trueward.core.files import read_json
+from trueward.core.hashing import hash_json
+from trueward.data.chat import template_hash
+from trueward.models.backend import prepare_cpu
+from trueward.models.checkpoint import NUM_PROBES, PROBES_FILE, PROBES_SCHEMA, model_hash, probe_scores
+from trueward.models.heads import check_pad
+from trueward.models.lora import LoraSettings, apply_lora, check_new_tokens
+
+__all__ = ["DTYPES", "LoadedModel", "load_causal", "load_reward"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model with what belongs to it."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+    """Folder or hub id, as it was asked for."""
+    hash: str
+    """SHA-256 of weights and configuration (with adapters: of both)."""
+    template_hash: str
+    """Hash of the chat template; empty where there is none."""
+
+
+def _folder(path_or_id: str | Path) -> Path:
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    name = str(path_or_id)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"{path_or_id} is no model folder", expected="a folder, or a hub id of the form owner/name",
+            remedy="check the path",
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name} is no folder here and could not be fetched from the hub: {type(error).__name__}",
+            remedy="check the name and the network, or download it and give the folder",
+        ) from error
+
+
+def _check_files(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when read",
+            expected="safetensors",
+            remedy="load it once where you trust it and save it again with model.save_pretrained(folder)",
+        )
+    raise ModelError(f"{folder} holds no weights", expected="config.json and model.safetensors")
+
+
+def _load_tokenizer(folder: Path, *, require_template: bool) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder} has no tokenizer", expected="tokenizer.json",
+            remedy="copy the tokenizer's files from the model it was made from",
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer in {folder} does not load: {_line(error)}") from error
+    if require_template and not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer in {folder} has no chat template",
+            remedy="put a chat_template.jinja into the folder, for example that of the model's chat version",
+        )
+    return tokenizer
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _load_weights(auto: Any, folder: Path, dtype: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of weights the folder did not hold."""
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}", remedy=nearest(dtype, DTYPES))
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json", expected="a model saved with save_pretrained")
+    try:
+        model, info = auto.from_pretrained(
+            folder, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model in {folder} does not load: {_line(error)}") from error
+    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    if mismatched:
+        raise ModelError(f"{folder}: weights of another shape than the configuration says", value=mismatched[:3])
+    return model, set(info["missing_keys"])
+
+
+def _refuse_missing(folder: Path, missing: Sequence[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} weights that would have to be made up at random",
+            value=sorted(missing)[:3],
+            expected="every weight of the configuration",
+            remedy="check that the folder is complete and of the right kind",
+        )
+
+
+def _check_vocabulary(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer in {folder} has more tokens than the model has embeddings",
+            value=len(tokenizer),
+            expected=f"at most {rows}",
+            remedy="use the tokenizer that belongs to the model",
+        )
+
+
+def load_causal(
+    path_or_id: str | Path, *, dtype: str = "float32", lora: LoraSettings | None = None, device: str = "cpu",
+    require_template: bool = True, new_tokens: int = 0, seed: int = 0,
+) -> LoadedModel:
+    """Load a causal language model: a folder, an adapter folder, or a hub id.
+
+    Args:
+        dtype: float32, bfloat16 or float16.
+        lora: put fresh adapters on it. An adapter folder brings its own, trainable.
+        require_template: refuse a tokenizer without chat template.
+        new_tokens: how many of the tokenizer's tokens the base model was never trained on.
+        seed: decides fresh adapters.
+
+    Returns:
+        The model in evaluation mode with its tokenizer and hashes.
+
+    Raises:
+        ModelError: a folder that is incomplete, holds pickles only, lacks tokenizer or template, or does not fit.
+    """
+    prepare_cpu()
+    folder = _folder(path_or_id)
+    if (folder / "adapter_config.json").is_file():
+        return _load_adapters(folder, dtype=dtype, lora=lora, device=device, require_template=require_template)
+    _check_files(folder)
+    tokenizer = _load_tokenizer(folder, require_template=require_template)
+    model, missing = _load_weights(AutoModelForCausalLM, folder, dtype)
+    _refuse_missing(folder, sorted(missing))
+    _check_vocabulary(folder, model, tokenizer)
+    model.to(torch.device(device))
+    wrapped = model if lora is None else apply_lora(model, lora, seed=seed)
+    check_new_tokens(wrapped, new_tokens)
+    return LoadedModel(
+        model=wrapped.eval(),
+        tokenizer=tokenizer,
+        path=str(path_or_id),
+        hash=model_hash(folder),
+        template_hash=template_hash(tokenizer) if tokenizer.chat_template else "",
+    )
+
+
+def _load_adapters(
+    folder: Path, *, dtype: str, lora: LoraSettings | None, device: str, require_template: bool
+) -> LoadedModel:
+    if lora is not None:
+        raise ModelError(f"{folder} brings its own adapters", remedy="leave out lora, or name the base model instead")
+    _check_files(folder)
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}/adapter_config.json does not name a base model") from error
+    loaded = load_causal(str(base), dtype=dtype, device=device, require_template=False)
+    tokenizer = loaded.tokenizer
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        tokenizer = _load_tokenizer(folder, require_template=require_template)
+    try:
+        model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the adapters in {folder} do not fit {base}: {_line(error)}") from error
+    return replace(
+        loaded,
+        model=model.eval(),
+        tokenizer=tokenizer,
+        path=str(folder),
+        hash=hash_json([loaded.hash, model_hash(folder)]),
+        template_hash=template_hash(tokenizer) if tokenizer.chat_template else "",
+    )
+
+
+def load_reward(
+    path: str | Path, *, dtype: str = "float32", device: str = "cpu", require_probes: bool = True
+) -> LoadedModel:
+    """Load a reward model and verify that it still gives the scores it was saved with.
+
+    Args:
+        require_probes: refuse a model that stores no probe scores (one not saved by Trueward).
+
+    Raises:
+        ModelError: a head that is missing (transformers would make one up), more than one label, pad and end token
+            that are one, probes missing, or other scores than stored.
+    """
+    prepare_cpu()
+    folder = _folder(path)
+    _check_files(folder)
+    tokenizer = _load_tokenizer(folder, require_template=False)
+    check_pad(tokenizer)
+    model, missing = _load_weights(AutoModelForSequenceClassification, folder, dtype)
+    head = sorted(name for name in missing if "score" in name or "classifier" in name)
+    if head:
+        raise ModelError(
+            f"{folder} has no reward head: {head[0]} would be made up at random",
+            expected="a sequence classifier with one trained label",
+            remedy="train a reward model first; a language model's folder is none",
+        )
+    _refuse_missing(folder, sorted(missing))
+    if model.config.num_labels != 1:
+        raise ModelError("a reward model has one label", value=model.config.num_labels, expected="num_labels=1")
+    _check_vocabulary(folder, model, tokenizer)
+    if model.config.get_text_config().pad_token_id != tokenizer.pad_token_id:
+        raise ModelError(
+            f"{folder}: model and tokenizer name different pad ids, so transformers would read scores at the wrong token",
+            value=model.config.get_text_config().pad_token_id,
+            expected=str(tokenizer.pad_token_id),
+            remedy="set pad_token_id in config.json",
+        )
+    model = model.to(torch.device(device)).eval()
+    if require_probes or (folder / PROBES_FILE).is_file():
+        _verify_probes(folder, model, tokenizer)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        path=str(path),
+        hash=model_hash(folder),
+        template_hash=template_hash(tokenizer) if tokenizer.chat_template else "",
+    )
+
+
+def _verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    file = folder / PROBES_FILE
+    try:
+        record = read_json(file)
+        probes = record["probes"]
+        texts, rows = [str(p["text"]) for p in probes], [[int(i) for i in p["ids"]] for p in probes]
+        stored = [float(p["score"]) for p in probes]
+    except (DataError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder} has no readable probe scores ({PROBES_FILE}), so its head cannot be verified",
+            remedy="save it with `save_reward`, or pass require_probes=False if you trust the folder",
+        ) from error
+    if record.get("schema") != PROBES_SCHEMA or len(probes) != NUM_PROBES:
+        raise ModelError(f"{file} has another form", value=record.get("schema"), expected=f"8 probes, {PROBES_SCHEMA}")
+    for text, ids in zip(texts, rows, strict=True):
+        now = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if now != ids:
+            raise ModelError(f"{folder}: the tokenizer is not the one the model was saved with", value=text)
+    # Another processor sums in another order: 1e-4 in float32; sixteen bits keep two to three digits.
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    for text, expected, got in zip(texts, stored, probe_scores(model, rows), strict=True):
+        if not abs(got - expected) <= tolerance * max(1.0, abs(expected)):
+            raise ModelError(
+                f"{folder} does not give its stored score for {text!r}",
+                value=round(got, 6),
+                expected=f"{expected:.6f}",
+                remedy="the weights or the tokenizer changed after saving; restore the folder from its source",
+            )
