@@ -217,7 +217,7 @@ def _read_tensors(path: Path, header: _Header) -> dict[str, NDArray[np.float32]]
 def _halves(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of one wq or wk, head by head, from neighbouring pairs to halves: even ones first, then odd ones."""
     width = rows.shape[1]
-    return rows.reshape(heads, -1, 2, width).reshape(-1, width)
+    return rows.reshape(heads, -1, 2, width).swapaxes(1, 2).reshape(-1, width)
 
 
 def _state_dict(tensors: dict[str, NDArray[np.float32]], header: _Header) -> dict[str, Tensor]:
