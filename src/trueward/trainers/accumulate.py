@@ -1,0 +1,115 @@
+"""From items to a gradient: sums over micro-batches under one global denominator.
+
+    gradient = (sum over the counted elements of the whole step) / (their number), whatever the micro-batches
+Not here: which items, what the loss is, what becomes of the gradient.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trueward.core.errors import RunError
+from trueward.core.seed import derive_seed
+from trueward.trainers.optim import device_of
+from trueward.trainers.settings import Precision
+
+__all__ = ["Accumulated", "LossSum", "StepObjective", "accumulate", "forward_precision"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """What an objective says of one micro-batch: sums, never means.
+
+    loss_sum: scalar with gradient, summed over the counted elements (tokens, pairs).
+    tokens: real tokens of the forward pass.
+    sums: metric name -> (sum, count); the step's figure is sum over micro-batches / count over micro-batches.
+    """
+
+    loss_sum: Tensor
+    tokens: int
+    sums: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
+
+
+class StepObjective(Protocol[T]):
+    """What the loop asks of a method.
+
+    `settings` (JSON values) and `describe` (JSON values: ids and tokens of one item) decide the run's
+    identity: a checkpoint is only taken up again with the same ones.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, object]: ...
+    def describe(self, item: T) -> Mapping[str, object]: ...
+    def count(self, items: Sequence[T]) -> float:
+        """The denominator: counted elements of all `items` together, > 0."""
+        ...
+
+    def micro_batches(self, items: Sequence[T], max_tokens: int) -> list[list[T]]: ...
+    def loss(self, model: nn.Module, items: Sequence[T]) -> LossSum: ...
+
+
+class Accumulated(NamedTuple):
+    """A step before its update; the gradient lies in the parameters."""
+
+    loss: float
+    tokens: int
+    means: dict[str, float]
+
+
+def forward_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 matrix products over float32 weights, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def accumulate(
+    model: nn.Module,
+    objective: StepObjective[T],
+    items: Sequence[T],
+    *,
+    max_tokens: int,
+    precision: Precision,
+    seed: int,
+) -> Accumulated:
+    """Fill the gradients of one optimizer step.
+
+    Args:
+        max_tokens: real tokens per forward pass.
+        seed: seed of dropout in this step.
+
+    Raises:
+        RunError: the items hold nothing to count.
+    """
+    denominator = objective.count(items)
+    if not denominator > 0:
+        raise RunError(f"{objective.name}: the items of a step hold nothing to train on", value=denominator)
+    device = device_of(model)
+    # Gathered on the device; read once at the end, so that no micro-batch waits for the one before.
+    loss_sums: list[Tensor] = []
+    sums: dict[str, list[Tensor]] = {}
+    counts: dict[str, float] = {}
+    tokens = 0
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        for part in objective.micro_batches(items, max_tokens):
+            with forward_precision(precision, device):
+                out = objective.loss(model, part)
+            (out.loss_sum / denominator).backward()  # type: ignore[no-untyped-call]
+            loss_sums.append(out.loss_sum.detach())
+            tokens += out.tokens
+            for name, (total, count) in out.sums.items():
+                sums.setdefault(name, []).append(total.detach())
+                counts[name] = counts.get(name, 0.0) + count
+    means = {
+        name: float(torch.stack(parts).double().sum()) / counts[name]
+        for name, parts in sums.items()
+        if counts[name]
+    }
+    return Accumulated(float(torch.stack(loss_sums).double().sum()) / denominator, tokens, means)

@@ -1,0 +1,253 @@
+"""The loop that SFT, reward modelling, DPO and pretraining share.
+
+    for each step: its items -> loss sums of micro-batches -> gradient / global count -> update -> log
+Around it: checkpoints, resume, signals, steps that are not finite, evaluation. PPO has its own loop over the
+same parts.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import nn
+
+from trueward.core.errors import DataError, RunError
+from trueward.core.hashing import canonical_json, hash_lines
+from trueward.core.metrics import MetricsLog
+from trueward.core.seed import derive_seed
+from trueward.trainers.accumulate import StepObjective
+from trueward.trainers.optim import build_optimizer, trainable
+from trueward.trainers.sampling import Sampler, num_steps
+from trueward.trainers.settings import TrainSettings
+from trueward.trainers.signals import stop_on_signal
+from trueward.trainers.state import (
+    Checkpoint,
+    check_identity,
+    fingerprint,
+    latest_checkpoint,
+    restore,
+    save_checkpoint,
+    trim_metrics,
+)
+from trueward.trainers.step import Stepped, Trained, check_skips, take_step
+
+__all__ = [
+    "Evaluate",
+    "Progress",
+    "TrainResult",
+    "checkpoint_activations",
+    "json_figures",
+    "open_checkpoint",
+    "resume_hint",
+    "train",
+]
+
+T = TypeVar("T")
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+# A run may be resumed with other values of these: they change what is shown, kept or held in memory at once.
+_FREE = {
+    "save_every",
+    "keep_checkpoints",
+    "eval_every",
+    "log_every",
+    "track",
+    "max_tokens_per_forward",
+    "max_skips",
+}
+
+
+class Progress(Protocol):
+    """The part of `core.progress.Bar` that trainers use."""
+
+    def update(self, done: int, figure: str = "") -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """How a run ended.
+
+    step: steps done, those before a resume included.
+    metrics_last: the last line of metrics.jsonl.
+    interrupted: a signal ended it; a checkpoint of `step` is on disk.
+    skipped: steps skipped because loss or gradient was not finite.
+    seconds: wall-clock time of this call.
+    resumed_from: step of the checkpoint it went on from, or None.
+    warnings: sentences for the user.
+    """
+
+    step: int
+    metrics_last: Mapping[str, float]
+    interrupted: bool
+    skipped: int
+    seconds: float
+    resumed_from: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def resume_hint(result_step: int, folder: Path) -> str:
+    """The sentence for a user whose run was interrupted."""
+    return (
+        f"stopped after step {result_step} and saved in {folder}; run the same command with --resume to go on"
+    )
+
+
+def train(
+    model: nn.Module,
+    *,
+    objective: StepObjective[T],
+    items: Sequence[T],
+    settings: TrainSettings,
+    folder: Path,
+    bar: Progress | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Train `model` in place on `items`.
+
+    Args:
+        model: trainable parameters must be float32; left in eval mode.
+        objective: the method.
+        items: what `objective` takes; the order does not matter but is part of the run's identity.
+        settings: length, optimizer, saving.
+        folder: run folder; gets metrics.jsonl, checkpoints/ and, on trouble, bad_batches/.
+        bar: shows how far and the loss.
+        evaluate: declared metric name -> figure, called in eval mode every `eval_every` steps and at the end.
+        resume: go on from the newest checkpoint in `folder`; without one, start at step 0.
+
+    Returns:
+        TrainResult; `interrupted` after SIGINT or SIGTERM.
+
+    Raises:
+        DataError: no items.
+        RunError: the folder holds checkpoints and `resume` is False, a checkpoint of other data or settings,
+            or more than `max_skips` steps that were not finite.
+        StorageError: a checkpoint could not be written; earlier ones are untouched.
+    """
+    if not items:
+        raise DataError(
+            f"{objective.name}: there are no items to train on", remedy="check the filters and the split"
+        )
+    started_s = time.monotonic()
+    total, sampler = num_steps(settings, len(items)), Sampler(settings, len(items))
+    optimizer = build_optimizer(model, settings)
+    trained = Trained(model=model, optimizer=optimizer, parameters=trainable(model), folder=folder)
+    identity = _identity(model, objective, items, settings)
+    step, skipped, last = 0, 0, dict[str, float]()
+    checkpoint = open_checkpoint(folder, identity, resume=resume)
+    if checkpoint is not None:
+        restore(checkpoint, model, optimizer)
+        step, skipped, last = (
+            checkpoint.step,
+            int(checkpoint.state["skipped"]),
+            dict(checkpoint.state["metrics"]),
+        )
+    if settings.activation_checkpointing:
+        checkpoint_activations(model)
+
+    def save() -> None:
+        state = {"identity": identity, "skipped": skipped, "metrics": json_figures(last)}
+        save_checkpoint(
+            folder, step=step, model=model, optimizer=optimizer, state=state, keep=settings.keep_checkpoints
+        )
+
+    with stop_on_signal() as stop, MetricsLog(folder, settings.track) as log:
+        while step < total and not stop:
+            step_s = time.monotonic()
+            batch = [items[i] for i in sampler.batch(step)]
+            model.train()
+            seed = derive_seed(settings.seed, "step", step)
+            got = take_step(trained, objective, batch, settings, step=step, num_steps=total, seed=seed)
+            model.eval()
+            step, skipped = step + 1, skipped + got.skipped
+            check_skips(skipped, settings.max_skips, folder)
+
+            last = _figures(
+                got, skipped=skipped, epoch=sampler.epoch(step), seconds=time.monotonic() - step_s
+            )
+            if evaluate is not None and _due(step, settings.eval_every, total):
+                last |= evaluate(model)
+            if _due(step, settings.log_every, total):
+                log.log(last, step=step)
+            if bar is not None:
+                bar.update(step, f"loss {got.loss:.4g}")
+            if step % settings.save_every == 0:
+                save()
+        save()
+    return TrainResult(
+        step=step,
+        metrics_last=last,
+        interrupted=step < total,
+        skipped=skipped,
+        seconds=time.monotonic() - started_s,
+        resumed_from=checkpoint.step if checkpoint else None,
+    )
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    return step == total or (every > 0 and step % every == 0)
+
+
+def _identity(
+    model: nn.Module, objective: StepObjective[T], items: Sequence[T], settings: TrainSettings
+) -> dict[str, object]:
+    return {
+        "objective": objective.name,
+        "objective settings": dict(objective.settings),
+        "data": hash_lines(canonical_json(objective.describe(item)) for item in items),
+        "frozen weights": fingerprint(model, frozen_only=True),
+        "trained parameters": len(trainable(model)),
+        **{key: value for key, value in settings.model_dump(mode="json").items() if key not in _FREE},
+    }
+
+
+def open_checkpoint(folder: Path, identity: Mapping[str, object], *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, with metrics.jsonl cut back to it; None starts at step 0.
+
+    Raises:
+        RunError: there are checkpoints and `resume` is False, or they belong to another run.
+    """
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None and not resume:
+        raise RunError(
+            f"{folder} holds a checkpoint of step {checkpoint.step} already",
+            remedy="resume it, or choose another folder",
+        )
+    if checkpoint is not None:
+        check_identity(checkpoint, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    trim_metrics(folder, checkpoint.step if checkpoint else 0)
+    return checkpoint
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Compute activations twice to hold fewer.
+
+    Raises:
+        RunError: the model cannot.
+    """
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise RunError(f"{type(model).__name__} cannot checkpoint activations", remedy="set it to false")
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _figures(got: Stepped, *, skipped: int, epoch: float, seconds: float) -> dict[str, float]:
+    return {
+        "loss": got.loss,
+        **got.means,
+        "grad_norm": got.norm,
+        "lr": got.lr,
+        "epoch": epoch,
+        "tokens": got.tokens,
+        "tokens_per_s": got.tokens / seconds,
+        "step_s": seconds,
+        "skipped": skipped,
+    }
+
+
+def json_figures(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON values: what is not finite becomes null."""
+    return {name: (value if math.isfinite(value) else None) for name, value in values.items()}
