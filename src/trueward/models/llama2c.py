@@ -215,7 +215,7 @@ def _read_tensors(path: Path, header: _Header) -> dict[str, NDArray[np.float32]]
 
 
 def _halves(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows of one wq or wk, head by head, from neighbouring pairs to halves: even ones first, then odd ones."""
+    """Rows of one wq or wk, head by head, from neighbouring pairs to halves: the even ones come first."""
     width = rows.shape[1]
     return rows.reshape(heads, -1, 2, width).swapaxes(1, 2).reshape(-1, width)
 

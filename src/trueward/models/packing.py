@@ -39,9 +39,13 @@ class Packed:
     """Where in the row stands the last token of each sequence (or prompt, for `pack_prompts`)."""
     lengths_S: Tensor
     """Completion tokens of each sequence."""
+    prompt_lengths: Tensor
+    """Prompt tokens of each group, int64."""
     groups: tuple[TokenGroup, ...]
     num_sequences: int
     num_tokens: int
+    longest: int
+    """Tokens of the longest prompt with its completion."""
 
 
 def count_tokens(group: TokenGroup) -> int:
@@ -164,9 +168,11 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
         sequence_N=torch.repeat_interleave(lengths_S),
         last_S=torch.tensor(last, device=device),
         lengths_S=lengths_S,
+        prompt_lengths=torch.tensor([len(group.prompt_ids) for group in groups], device=device),
         groups=tuple(groups),
         num_sequences=len(last),
         num_tokens=len(ids),
+        longest=max(positions) + 1,
     )
 
 

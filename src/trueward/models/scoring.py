@@ -28,9 +28,13 @@ from trueward.objectives.logprobs import token_entropy, token_logps
 
 __all__ = [
     "TokenScores",
+    "check_positions",
+    "evaluating",
     "exact_kl_N",
+    "head_of",
     "hidden_states",
     "reference",
+    "run_backbone",
     "score_completions",
     "sequence_rewards",
     "supports_packing",
@@ -78,6 +82,22 @@ def _backbone(model: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
+def check_positions(model: PreTrainedModel, longest: int) -> None:
+    """Refuse sequences beyond the positions a model was made for.
+
+    Raises:
+        ModelError: `longest` is greater than max_position_embeddings.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"a sequence is longer than the positions {type(model).__name__} knows",
+            value=longest,
+            expected=f"at most {limit} tokens",
+            remedy="lower max_tokens of the data or max_new_tokens of the rollouts",
+        )
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """The vocabulary head of a causal language model."""
     module = model.get_output_embeddings()
@@ -101,7 +121,7 @@ def run_backbone(model: PreTrainedModel, input_ids_1L: Tensor, position_ids_1L: 
 
 
 @contextmanager
-def _quiet_mode(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; the mode of every module is put back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -132,7 +152,7 @@ def _differs(got: Tensor, expected: Tensor) -> bool:
 
 def _find_route(model: PreTrainedModel) -> _Route:
     before = model.config._attn_implementation
-    with _quiet_mode(model):
+    with evaluating(model):
         row = _probe_row(model.config.get_text_config().vocab_size, model.device)
         expected_LD = plain_hidden(_backbone(model), row)
         head = not hasattr(model, "score")
@@ -180,9 +200,10 @@ def hidden_states(model: nn.Module, packed: Packed) -> Tensor:
         hidden_LD in the model's precision.
 
     Raises:
-        ModelError: not a model of either class.
+        ModelError: not a model of either class, or a sequence longer than its positions reach.
     """
     inner = unwrap(model)
+    check_positions(inner, packed.longest)
     if _route(inner).packed:
         return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, packed.plan)
     return plain_hidden(_backbone(inner), packed)
@@ -214,6 +235,7 @@ def score_completions(
     _check_temperature(temperature)
     inner = unwrap(model)
     if not _route(inner).head:
+        check_positions(inner, packed.longest)
         logits_1NV = plain_logits(inner, packed).float().unsqueeze(0)
         greedy_N = logits_1NV[0].argmax(-1) == packed.labels_N
         scaled_1NV = logits_1NV / temperature
