@@ -77,6 +77,11 @@ def test_permutation_of_sequences_permutes_sums() -> None:
     assert torch.equal(masked_sum_B(values[order], mask[order]), masked_sum_B(values, mask)[order])
 
 
+@pytest.mark.parametrize("denominator", [0.125, torch.tensor(0.125)], ids=["number", "tensor"])
+def test_denominator_may_be_a_small_sum_of_weights(denominator: float | Tensor) -> None:
+    assert sequence_mean(torch.ones(2), denominator=denominator).item() == 16.0
+
+
 def test_half_precision_is_summed_in_float32() -> None:
     # 2048 + 1 is 2048 in float16: a half-precision sum of 4096 ones would stop at 2048.
     values = torch.ones(1, 4096, dtype=torch.float16)
@@ -113,5 +118,7 @@ def test_wrong_input_raises() -> None:
         sequence_mean(values, denominator=4)
     with pytest.raises(ValueError, match=r"denominator must be a number or a 0-d tensor, got shape \(4,\)"):
         sequence_mean(values[:, 0], denominator=torch.ones(4))
+    with pytest.raises(ValueError, match="denominator must not require grad"):
+        sequence_mean(values[:, 0], denominator=torch.tensor(4.0, requires_grad=True))
     with pytest.raises(TypeError, match="denominator must be a number, got str"):
         token_mean(values, mask, denominator="9")  # type: ignore[arg-type]

@@ -108,6 +108,8 @@ def test_extremes() -> None:
     assert result.loss_B.tolist() == [0.0, 2e4, pytest.approx(math.log(2))]
     (gradient,) = torch.autograd.grad(result.loss_B.sum(), chosen)
     assert gradient.tolist() == [0.0, -1.0, -0.5]
+    # (r_c + r_r)^2 overflows here; without centering it must not be computed, 0 * inf is nan.
+    assert bradley_terry(torch.tensor([1e30]), torch.zeros(1)).loss_B.item() == 0.0
     soft = bradley_terry(chosen, rejected, soft_label_B=torch.tensor([1.0, 0.0, 0.5])).loss_B
     assert soft.tolist() == [0.0, 0.0, pytest.approx(math.log(2))]
 

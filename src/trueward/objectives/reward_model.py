@@ -41,8 +41,8 @@ def accuracy(chosen_B: Tensor, rejected_B: Tensor) -> Tensor:
         TypeError: not floating tensors.
         ValueError: shapes disagree.
     """
-    chosen_B = _checks.full_precision("chosen_B", chosen_B, ndim=1).detach()
-    rejected_B = _checks.full_precision("rejected_B", rejected_B, ndim=1).detach()
+    chosen_B = _checks.full_precision("chosen_B", chosen_B, ndim=1)
+    rejected_B = _checks.full_precision("rejected_B", rejected_B, ndim=1)
     _checks.same_shape("rejected_B", rejected_B, "chosen_B", chosen_B)
     order_B = (chosen_B > rejected_B).to(chosen_B.dtype) - (chosen_B < rejected_B).to(chosen_B.dtype)
     unknown_B = chosen_B.isnan() | rejected_B.isnan()
