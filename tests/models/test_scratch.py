@@ -62,19 +62,17 @@ def test_saved_model_loads_with_tied_weights(tmp_path: Path) -> None:
         assert torch.equal(loaded.eval()(ids).logits, model.eval()(ids).logits)
 
 
-def test_it_learns_to_repeat() -> None:
+def test_it_learns_rows_by_heart_at_a_high_rate() -> None:
     model = new_llama(tiny_tokenizer(), SMALL)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids = torch.randint(7, 263, (8, 16), generator=torch.Generator().manual_seed(0))
     for _ in range(60):
-        half = torch.randint(7, 263, (16, 8), generator=generator)
-        ids = torch.cat([half, half], dim=1)
         loss = model(ids, labels=ids).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     # Knowing nothing costs ln 256 = 5.5 a token.
-    assert loss.item() < 5.8
+    assert loss.item() < 0.1
 
 
 @pytest.mark.parametrize(
