@@ -1,0 +1,213 @@
+"""Reward models from comparisons: Bradley-Terry on packed pairs that share their prompt.
+
+    loss = mean over pairs of -log sigmoid(r(chosen) - r(rejected) - margin), with soft labels and centering
+Axes: B pairs, S sequences (chosen and rejected in turn).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trueward.core.config import Config
+from trueward.core.errors import DataError
+from trueward.core.stats import (
+    CalibrationBin,
+    Estimate,
+    bootstrap_mean,
+    expected_calibration_error,
+    reliability_bins,
+)
+from trueward.data.chat import TokenGroup
+from trueward.models.packing import pack
+from trueward.models.scoring import hidden_states, sequence_rewards
+from trueward.objectives import accuracy, bradley_terry
+from trueward.trainers.accumulate import LossSum, forward_precision
+from trueward.trainers.groups import cut, describe_group
+from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
+from trueward.trainers.optim import device_of
+from trueward.trainers.settings import Precision, TrainSettings
+
+__all__ = [
+    "RewardEvaluation",
+    "RewardObjective",
+    "RewardPair",
+    "RewardSettings",
+    "evaluate_reward",
+    "pair_rewards",
+    "train_reward",
+]
+
+# Confidences lie in [0.5, 1], so 20 bins of [0, 1] are 10 that can hold something.
+_NUM_BINS = 20
+
+
+class RewardSettings(Config):
+    """Settings of the reward objective."""
+
+    centering: float = Field(0.01, ge=0)
+    """Coefficient of (r_chosen + r_rejected)^2, which ties down the free offset (Eisenstein et al. 2023)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardPair:
+    """A comparison as tokens. group: chosen, then rejected.
+
+    margin: by how much chosen should win, reward units; None is 0.
+    soft_label: probability that chosen is the better one, 0.5 is a tie; None is 1.
+    """
+
+    group: TokenGroup
+    margin: float | None = None
+    soft_label: float | None = None
+
+
+class RewardObjective:
+    """Bradley-Terry over pairs; every pair of the step weighs the same."""
+
+    name = "reward"
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self._settings = settings
+        self.settings: Mapping[str, object] = settings.model_dump(mode="json")
+
+    def describe(self, item: RewardPair) -> Mapping[str, object]:
+        return {**describe_group(item.group), "margin": item.margin, "soft_label": item.soft_label}
+
+    def count(self, items: Sequence[RewardPair]) -> float:
+        return len(items)
+
+    def micro_batches(self, items: Sequence[RewardPair], max_tokens: int) -> list[list[RewardPair]]:
+        return cut(items, lambda pair: pair.group, max_tokens)
+
+    def loss(self, model: nn.Module, items: Sequence[RewardPair]) -> LossSum:
+        chosen_B, rejected_B, num_tokens = pair_rewards(model, items)
+        out = bradley_terry(
+            chosen_B,
+            rejected_B,
+            margin_B=chosen_B.new_tensor([pair.margin or 0.0 for pair in items]),
+            soft_label_B=chosen_B.new_tensor([_label(pair) for pair in items]),
+            centering=self._settings.centering,
+        )
+        figures_B = {
+            "accuracy": out.accuracies_B,
+            "rewards/chosen": chosen_B,
+            "rewards/rejected": rejected_B,
+            "rewards/margins": out.margins_B,
+        }
+        return LossSum(out.loss_B.sum(), num_tokens, {k: (v.sum(), len(items)) for k, v in figures_B.items()})
+
+
+def _label(pair: RewardPair) -> float:
+    return 1.0 if pair.soft_label is None else pair.soft_label
+
+
+def pair_rewards(model: nn.Module, pairs: Sequence[RewardPair]) -> tuple[Tensor, Tensor, int]:
+    """chosen_B, rejected_B and the tokens of the forward.
+
+    Raises:
+        DataError: a group does not hold exactly two completions.
+    """
+    for pair in pairs:
+        if len(pair.group.completions) != 2:
+            raise DataError(
+                f"pair {pair.group.id or '(no id)'} does not hold two completions",
+                value=len(pair.group.completions),
+                expected="chosen, then rejected",
+            )
+    packed = pack([pair.group for pair in pairs], device_of(model))
+    hidden_LD = hidden_states(model, packed)
+    # The score itself stays float32: in bfloat16 two completions of a score near 4 differ by 0.03 or not at
+    # all.
+    with torch.autocast(hidden_LD.device.type, enabled=False):
+        rewards_B2 = sequence_rewards(model, packed, hidden_LD=hidden_LD.float()).view(-1, 2)
+    return rewards_B2[:, 0], rewards_B2[:, 1], packed.num_tokens
+
+
+def train_reward(
+    model: nn.Module,
+    pairs: Sequence[RewardPair],
+    *,
+    settings: TrainSettings,
+    reward: RewardSettings,
+    folder: Path,
+    bar: Progress | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Train a sequence classifier with one label on comparisons; see `loop.train`."""
+    return train(
+        model,
+        objective=RewardObjective(reward),
+        items=pairs,
+        settings=settings,
+        folder=folder,
+        bar=bar,
+        evaluate=evaluate,
+        resume=resume,
+    )
+
+
+class RewardEvaluation(NamedTuple):
+    """Held-out quality of a reward model.
+
+    accuracy: share of pairs ordered as the label does (a soft label below 0.5 turns the pair), ties half.
+    ece: expected calibration error of sigmoid(|margin|) as the probability that the preferred one is better.
+    bins: the reliability diagram behind it.
+    loss: mean Bradley-Terry loss in nats, without margin and centering.
+    margins: chosen minus rejected, pair by pair.
+    """
+
+    accuracy: Estimate
+    ece: float
+    bins: list[CalibrationBin]
+    loss: float
+    margins: list[float]
+
+    def metrics(self) -> dict[str, float]:
+        return {"eval/accuracy": self.accuracy.value, "eval/loss": self.loss}
+
+
+@torch.no_grad()
+def evaluate_reward(
+    model: nn.Module,
+    pairs: Sequence[RewardPair],
+    *,
+    max_tokens_per_forward: int,
+    precision: Precision = "float32",
+) -> RewardEvaluation:
+    """Accuracy, calibration and loss on held-out comparisons. Ties (label 0.5) count for calibration and loss
+    only.
+
+    Raises:
+        DataError: no pair, or ties only.
+    """
+    decided = torch.tensor([_label(pair) != 0.5 for pair in pairs], dtype=torch.bool)
+    if not decided.any():
+        raise DataError(
+            "there is no held-out pair with a preference", value=len(pairs), remedy="check the split"
+        )
+    parts: list[tuple[Tensor, Tensor]] = []
+    for batch in cut(pairs, lambda pair: pair.group, max_tokens_per_forward):
+        with forward_precision(precision, device_of(model)):
+            chosen_B, rejected_B, _ = pair_rewards(model, batch)
+        parts.append((chosen_B.double().cpu(), rejected_B.double().cpu()))
+    chosen_B, rejected_B = torch.cat([c for c, _ in parts]), torch.cat([r for _, r in parts])
+    labels_B = torch.tensor([_label(pair) for pair in pairs], dtype=torch.float64)
+    ordered_B = accuracy(chosen_B, rejected_B)
+    margins_B = chosen_B - rejected_B
+    # Folded so that the model's preferred completion comes first: all confidence lies in [0.5, 1].
+    outcomes_B = ordered_B * labels_B + (1 - ordered_B) * (1 - labels_B)
+    bins = reliability_bins(torch.sigmoid(margins_B.abs()).numpy(), outcomes_B.numpy(), num_bins=_NUM_BINS)
+    right_B = torch.where(labels_B > 0.5, ordered_B, 1 - ordered_B)
+    return RewardEvaluation(
+        accuracy=bootstrap_mean(right_B[decided].numpy()),
+        ece=expected_calibration_error(bins),
+        bins=bins,
+        loss=float(bradley_terry(chosen_B, rejected_B, soft_label_B=labels_B).loss_B.mean()),
+        margins=margins_B.tolist(),
+    )
