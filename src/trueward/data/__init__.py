@@ -1,0 +1,1 @@
+"""Records, importers, exporters, dataset versions, splits, chat rendering, preflight. No torch."""
