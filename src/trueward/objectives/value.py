@@ -56,7 +56,6 @@ def ppo_value(
     returns_BT = _checks.full_precision("returns_BT", returns_BT, ndim=2)
     _checks.same_shape("old_values_BT", old_values_BT, "values_BT", values_BT)
     _checks.same_shape("returns_BT", returns_BT, "values_BT", values_BT)
-    _checks.bool_mask("mask_BT", mask_BT, "values_BT", values_BT)
     _checks.constant("old_values_BT", old_values_BT)
     _checks.constant("returns_BT", returns_BT)
 
@@ -66,9 +65,9 @@ def ppo_value(
     error_BT = (values_BT - returns_BT).square()
     if clip is None:
         return ValueLoss(0.5 * error_BT, torch.zeros_like(mask_BT))
-    held_BT = old_values_BT + (values_BT.detach() - old_values_BT).clamp(-clip, clip)
+    held_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
     held_error_BT = (held_BT - returns_BT).square()
     # Within the range both errors are equal but for the rounding of old + (value - old): not a clip.
-    outside_BT = (values_BT.detach() - old_values_BT).abs() > clip
+    outside_BT = (values_BT - old_values_BT).abs() > clip
     clipped_BT = outside_BT & (held_error_BT > error_BT)
     return ValueLoss(0.5 * torch.where(clipped_BT, held_error_BT, error_BT), clipped_BT)
