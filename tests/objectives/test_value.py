@@ -54,7 +54,7 @@ def test_gradcheck(clip: float | None) -> None:
 
 
 def test_equal_errors_are_not_a_clip() -> None:
-    # Value 1 and held value 0.5 are both 0.25 away from the return 0.75: the value is taken, with its gradient.
+    # Value 1 and held value 0.5 are both 0.25 away from the return 0.75: the value keeps its gradient.
     value = torch.ones(1, 1, requires_grad=True)
     mask = torch.ones(1, 1, dtype=torch.bool)
     result = ppo_value(value, torch.zeros(1, 1), torch.full((1, 1), 0.75), mask, clip=0.5)
