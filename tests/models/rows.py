@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 from trueward.data.chat import Completion, TokenGroup
 
 
-def random_groups(seed: int, shapes: Sequence[tuple[int, Sequence[int]]], vocab_size: int = 263) -> list[TokenGroup]:
+def random_groups(
+    seed: int, shapes: Sequence[tuple[int, Sequence[int]]], vocab_size: int = 263
+) -> list[TokenGroup]:
     """Groups of given (prompt length, completion lengths); about a quarter of the tokens is not trained."""
     rng = np.random.default_rng(seed)
 
@@ -22,7 +24,8 @@ def random_groups(seed: int, shapes: Sequence[tuple[int, Sequence[int]]], vocab_
         TokenGroup(
             prompt_ids=ids(prompt),
             completions=tuple(
-                Completion(ids(length), tuple(bool(t) for t in rng.random(length) < 0.75)) for length in lengths
+                Completion(ids(length), tuple(bool(t) for t in rng.random(length) < 0.75))
+                for length in lengths
             ),
             id=str(index),
         )
@@ -57,7 +60,9 @@ def padded(rows: Sequence[list[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def plain_logps(model: PreTrainedModel, groups: Sequence[TokenGroup], temperature: float = 1.0) -> list[Tensor]:
+def plain_logps(
+    model: PreTrainedModel, groups: Sequence[TokenGroup], temperature: float = 1.0
+) -> list[Tensor]:
     """Log-probs of the completion tokens of every sequence, by a padded forward."""
     rows = plain_rows(groups)
     ids, mask = padded([row for row, _ in rows])

@@ -30,7 +30,9 @@ def causal_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def reward_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "reward"
-    save_reward(reward_from_causal(tiny_model("llama", 1), tiny_tokenizer(), seed=3), tiny_tokenizer(), folder)
+    save_reward(
+        reward_from_causal(tiny_model("llama", 1), tiny_tokenizer(), seed=3), tiny_tokenizer(), folder
+    )
     return folder
 
 
@@ -165,7 +167,9 @@ def test_new_tokens_under_adapters_need_trained_embeddings(causal_folder: Path) 
     loaded = load_causal(causal_folder, lora=LoraSettings(r=2, train_embeddings=True), new_tokens=1)
     groups = random_groups(0, MIXED)
     expected = score_completions(tiny_model("llama", 1), pack(groups)).logps_N
-    torch.testing.assert_close(score_completions(loaded.model, pack(groups)).logps_N, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        score_completions(loaded.model, pack(groups)).logps_N, expected, atol=1e-5, rtol=0
+    )
 
 
 def test_more_tokens_than_embeddings_are_refused(causal_folder: Path) -> None:

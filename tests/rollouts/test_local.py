@@ -1,4 +1,6 @@
-"""Own decoding: greedy equals transformers, log-probs equal the trainer's, draws follow the distribution and the seed."""
+"""Own decoding: greedy equals transformers, log-probs equal the trainer's, draws follow the distribution
+and the seed.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ def prompts(seed: int, lengths: list[int]) -> list[list[int]]:
     return [[int(i) for i in rng.integers(3, 263, length)] for length in lengths]
 
 
-def rescored(model: torch.nn.Module, asked: list[list[int]], rollouts: list[Rollout], temperature: float) -> list[float]:
+def rescored(
+    model: torch.nn.Module, asked: list[list[int]], rollouts: list[Rollout], temperature: float
+) -> list[float]:
     groups = [
         TokenGroup(tuple(asked[r.prompt]), (Completion(r.ids, (True,) * len(r.ids)),)) for r in rollouts
     ]
@@ -41,7 +45,12 @@ def test_greedy_equals_transformers(kind: Kind) -> None:
     for prompt, rollout in zip(asked, rollouts, strict=True):
         ids = torch.tensor([prompt])
         output = other.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, eos_token_id=STOP, pad_token_id=0
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=STOP,
+            pad_token_id=0,
         )
         assert list(rollout.ids) == output[0, len(prompt) :].tolist()
     assert len({rollout.ids for rollout in rollouts}) == len(rollouts)
@@ -53,11 +62,15 @@ def test_sampler_logps_equal_the_trainer(kind: Kind) -> None:
     asked = prompts(1, [4, 9, 9, 30])
     asked.append(asked[1])
     stops = list(range(2, 40))
-    rollouts = LocalEngine(model, stops).generate(asked, num_completions=3, max_new_tokens=24, temperature=0.8, seed=5)
+    rollouts = LocalEngine(model, stops).generate(
+        asked, num_completions=3, max_new_tokens=24, temperature=0.8, seed=5
+    )
     assert [r.prompt for r in rollouts] == [p for p in range(5) for _ in range(3)]
     assert len({len(r.ids) for r in rollouts}) > 3, "rows must leave the batch at different steps"
     got = [logp for rollout in rollouts for logp in rollout.logps]
-    torch.testing.assert_close(torch.tensor(got), torch.tensor(rescored(model, asked, rollouts, 0.8)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(got), torch.tensor(rescored(model, asked, rollouts, 0.8)), atol=1e-4, rtol=0
+    )
     for rollout in rollouts:
         assert rollout.finished == (rollout.ids[-1] in stops)
         assert not set(rollout.ids[:-1]) & set(stops)
@@ -106,7 +119,9 @@ def test_the_plain_decoder_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("trueward.rollouts.local.SharedDecoder", PlainDecoder)
     slow = LocalEngine(model, [STOP, 9, 17]).generate(asked, **options)
     assert [r.ids for r in slow] == [r.ids for r in fast]
-    torch.testing.assert_close([list(r.logps) for r in slow], [list(r.logps) for r in fast], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        [list(r.logps) for r in slow], [list(r.logps) for r in fast], atol=1e-4, rtol=0
+    )
 
 
 def test_the_training_mode_is_put_back() -> None:

@@ -1,9 +1,9 @@
 """Attention over a packed row: segments of several sequences lie in one row and never see each other.
 
-A row holds, group by group, a prompt and then its completions; a completion sees its prompt and itself. The work is
-laid out once per row in a `Plan` (which tokens go into which padded bucket) and reused by every layer. The function
-is registered with transformers as `trueward_packed`; a call that brings no plan is handed to transformers' own SDPA
-attention, so a model that was switched stays an ordinary model.
+A row holds, group by group, a prompt and then its completions; a completion sees its prompt and itself. The
+work is laid out once per row in a `Plan` (which tokens go into which padded bucket) and reused by every
+layer. The function is registered with transformers as `trueward_packed`; a call that brings no plan is
+handed to transformers' own SDPA attention, so a model that was switched stays an ordinary model.
 Axes: L tokens of the row, n segments of a bucket, Q query slots, K key slots, H heads, d head width.
 """
 
@@ -20,7 +20,16 @@ from transformers.masking_utils import sdpa_mask
 
 from trueward.core.errors import ModelError
 
-__all__ = ["NAME", "AttentionStep", "Plan", "Segment", "Unsupported", "build_plan", "install", "takes_packed_rows"]
+__all__ = [
+    "NAME",
+    "AttentionStep",
+    "Plan",
+    "Segment",
+    "Unsupported",
+    "build_plan",
+    "install",
+    "takes_packed_rows",
+]
 
 NAME = "trueward_packed"
 KEYWORD = "trueward_step"
@@ -36,7 +45,9 @@ class Unsupported(ModelError):
 
 
 class Segment(NamedTuple):
-    """Queries `start .. start + length` of the row; their keys are `prefix_length` tokens from `prefix_start`, then themselves."""
+    """Queries `start .. start + length` of the row; their keys are `prefix_length` tokens from
+    `prefix_start`, then themselves.
+    """
 
     start: int
     length: int
@@ -59,8 +70,8 @@ class Bucket(NamedTuple):
 class Plan:
     """Where each token of a row goes. Index tensors are int64.
 
-    Query slots of all buckets follow each other; key slots too. A token has one query slot and one key slot of its
-    own (`home`); a prompt that further completions share has more key slots (`extra`).
+    Query slots of all buckets follow each other; key slots too. A token has one query slot and one key slot
+    of its own (`home`); a prompt that further completions share has more key slots (`extra`).
     """
 
     buckets: tuple[Bucket, ...]
@@ -75,46 +86,70 @@ class Plan:
     masks: dict[tuple[int, int | None, torch.dtype], Tensor] = field(default_factory=dict)
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float,
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
         window: int | None,
     ) -> Tensor:
-        """Attention output [1, L, H, d] of one layer, from query [1, H, L, d] and key, value [1, heads, L, d]."""
+        """Attention output [1, L, H, d] of one layer, from query [1, H, L, d] and key, value [1, heads, L,
+        d].
+        """
         query_sizes = [b.num_segments * b.num_queries for b in self.buckets]
         key_sizes = [b.num_segments * b.num_keys for b in self.buckets]
         # One split, not a slice per bucket: the backward of a slice fills the whole row with zeros.
-        q_parts = self._query_slots(query).split(query_sizes)
-        k_parts = self._key_slots(key).split(key_sizes)
-        v_parts = self._key_slots(value).split(key_sizes)
+        q_parts = torch.split(self._query_slots(query), query_sizes)
+        k_parts = torch.split(self._key_slots(key), key_sizes)
+        v_parts = torch.split(self._key_slots(value), key_sizes)
         outputs = [
             self._bucket(b, q, k, v, scaling=scaling, dropout=dropout, window=window)
             for b, (q, k, v) in enumerate(zip(q_parts, k_parts, v_parts, strict=True))
         ]
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if not self.identity:
-            joined = _Take.apply(joined, self.query_home, self.query_tokens, self.query_pads, None, None)
+            joined = _take(joined, self.query_home, self.query_tokens, zero=self.query_pads)
         return joined.unsqueeze(0)
 
     def _query_slots(self, states: Tensor) -> Tensor:
         rows = states[0].transpose(0, 1)
         if self.identity:
             return rows
-        return _Take.apply(rows, self.query_tokens, self.query_home, None, None, None)
+        return _take(rows, self.query_tokens, self.query_home)
 
     def _key_slots(self, states: Tensor) -> Tensor:
         rows = states[0].transpose(0, 1)
         if self.identity:
             return rows
-        return _Take.apply(rows, self.key_tokens, self.key_home, None, self.extra_tokens, self.extra_slots)
+        return _take(rows, self.key_tokens, self.key_home, extra=(self.extra_tokens, self.extra_slots))
 
     def _bucket(
-        self, index: int, q_slots: Tensor, k_slots: Tensor, v_slots: Tensor, *, scaling: float | None,
-        dropout: float, window: int | None,
+        self,
+        index: int,
+        q_slots: Tensor,
+        k_slots: Tensor,
+        v_slots: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
     ) -> Tensor:
         n = self.buckets[index].num_segments
-        q, k, v = (slots.unflatten(0, (n, -1)).transpose(1, 2) for slots in (q_slots, k_slots, v_slots))
+        q, k, v = (
+            torch.unflatten(slots, 0, (n, -1)).transpose(1, 2) for slots in (q_slots, k_slots, v_slots)
+        )
         mask = self._mask(index, window, q.dtype)
         attended = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling,
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return attended.transpose(1, 2).flatten(0, 1)
@@ -145,11 +180,18 @@ def _visible(bucket: Bucket, window: int | None) -> Tensor:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by index, whose backward is again rows by index: much cheaper than the scatter of `index_select`."""
+    """Rows by index, whose backward is again rows by index: much cheaper than the scatter of
+    `index_select`.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, zero: Tensor | None, extra_rows: Tensor | None,
+        ctx: Any,
+        rows: Tensor,
+        index: Tensor,
+        inverse: Tensor,
+        zero: Tensor | None,
+        extra_rows: Tensor | None,
         extra_slots: Tensor | None,
     ) -> Tensor:
         ctx.inverse, ctx.zero, ctx.extra_rows, ctx.extra_slots = inverse, zero, extra_rows, extra_slots
@@ -166,11 +208,37 @@ class _Take(torch.autograd.Function):
         return result, None, None, None, None, None
 
 
+def _take(
+    rows: Tensor,
+    index: Tensor,
+    inverse: Tensor,
+    *,
+    zero: Tensor | None = None,
+    extra: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`rows[index]`.
+
+    Args:
+        inverse: where in the result each row stands; its gradient is read there.
+        zero: rows that are padding; their gradient is 0.
+        extra: rows that stand in the result more than once, and where; those gradients are added.
+    """
+    extra_rows, extra_slots = extra or (None, None)
+    taken: Tensor = _Take.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+        rows, index, inverse, zero, extra_rows, extra_slots
+    )
+    return taken
+
+
 def _buckets_of(segments: Sequence[Segment]) -> list[list[int]]:
     """Indices of segments, put together where padding costs less than another call."""
     order = sorted(
         range(len(segments)),
-        key=lambda i: (segments[i].prefix_length > 0, segments[i].length + segments[i].prefix_length, segments[i].length),
+        key=lambda i: (
+            segments[i].prefix_length > 0,
+            segments[i].length + segments[i].prefix_length,
+            segments[i].length,
+        ),
         reverse=True,
     )
     buckets: list[list[int]] = []
@@ -196,8 +264,8 @@ def build_plan(segments: Sequence[Segment], *, num_tokens: int, device: torch.de
     """Lay out the attention of one row.
 
     Args:
-        segments: every token of the row is a query of exactly one segment, and a segment with a prefix shares keys
-            that are queries of another.
+        segments: every token of the row is a query of exactly one segment, and a segment with a prefix
+            shares keys that are queries of another.
         num_tokens: L, tokens of the row.
         device: where the index tensors live.
     """
@@ -228,7 +296,9 @@ def build_plan(segments: Sequence[Segment], *, num_tokens: int, device: torch.de
             key_tokens.extend([*own, *[s.start] * (num_keys - s.length - s.prefix_length)])
         buckets.append(
             Bucket(
-                len(parts), num_queries, num_keys,
+                len(parts),
+                num_queries,
+                num_keys,
                 torch.tensor([[s.prefix_length] for s in parts], device=device),
                 torch.tensor([[s.length - 1] for s in parts], device=device),
                 shared,
@@ -253,10 +323,19 @@ def build_plan(segments: Sequence[Segment], *, num_tokens: int, device: torch.de
 
 
 class AttentionStep(Protocol):
-    """What a forward hands to its attention layers: a `Plan`, or a step of decoding that also keeps keys and values."""
+    """What a forward hands to its attention layers: a `Plan`, or a step of decoding that also keeps keys
+    and values.
+    """
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float,
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
         window: int | None,
     ) -> Tensor: ...
 
@@ -266,29 +345,43 @@ def _attention(
 ) -> tuple[Tensor, None]:
     step: AttentionStep | None = kwargs.pop(KEYWORD, None)
     if step is None:
-        output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **kwargs
+        )
         return output
     asked = [name for name in _REFUSED if kwargs.get(name) is not None]
     if asked or getattr(module, "is_causal", True) is not True:
-        raise Unsupported(f"{type(module).__name__} asks for {', '.join(asked) or 'attention to later tokens'}")
+        raise Unsupported(
+            f"{type(module).__name__} asks for {', '.join(asked) or 'attention to later tokens'}"
+        )
     result = step.attend(
-        module, query, key, value, scaling=kwargs.get("scaling"), dropout=kwargs.get("dropout", 0.0),
+        module,
+        query,
+        key,
+        value,
+        scaling=kwargs.get("scaling"),
+        dropout=kwargs.get("dropout", 0.0),
         window=kwargs.get("sliding_window"),
     )
     return result, None
 
 
 AttentionInterface.register(NAME, _attention)
-# The same masks as SDPA for calls without a plan; a call with one brings a ready 4D mask, which passes untouched.
+# The same masks as SDPA for calls without a plan; a call with one brings a ready 4D mask, which passes
+# untouched.
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def takes_packed_rows(model: PreTrainedModel) -> str | None:
-    """Why the model cannot take packed rows, as far as its configuration tells; None if nothing speaks against it."""
+    """Why the model cannot take packed rows, as far as its configuration tells; None if nothing speaks
+    against it.
+    """
     config = model.config.get_text_config()
     if model.config._attn_implementation not in ("sdpa", "eager", NAME):
         return f"its attention is {model.config._attn_implementation}"
-    if not getattr(model, "_supports_attention_backend", False) and not getattr(model, "_supports_sdpa", False):
+    if not getattr(model, "_supports_attention_backend", False) and not getattr(
+        model, "_supports_sdpa", False
+    ):
         return f"{type(model).__name__} does not let its attention be replaced"
     for name in ("attn_logit_softcapping", "attention_chunk_size"):
         if getattr(config, name, None):
@@ -301,8 +394,8 @@ def takes_packed_rows(model: PreTrainedModel) -> str | None:
 def install(model: PreTrainedModel) -> None:
     """Switch the model's attention to `trueward_packed`.
 
-    It stays switched: activation checkpointing runs layers again in the backward, long after any scope would have
-    ended. Calls without a plan compute what SDPA computes.
+    It stays switched: activation checkpointing runs layers again in the backward, long after any scope
+    would have ended. Calls without a plan compute what SDPA computes.
     """
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)

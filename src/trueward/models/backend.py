@@ -1,4 +1,6 @@
-"""Settings of the processor that decide speed, made once before the first forward. Not here: the number of threads."""
+"""Settings of the processor that decide speed, made once before the first forward. Not here: the number of
+threads.
+"""
 
 import torch
 

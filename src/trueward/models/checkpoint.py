@@ -1,4 +1,5 @@
-"""Saving models as folders that transformers and PEFT load by themselves: safetensors, tokenizer, template, card.
+"""Saving models as folders that transformers and PEFT load by themselves: safetensors, tokenizer, template,
+card.
 
 A folder appears whole or not at all. Reward models carry eight probe texts with their scores (see load).
 """
@@ -22,7 +23,15 @@ from trueward.models.heads import check_pad
 from trueward.models.packing import pack
 from trueward.models.scoring import sequence_rewards, unwrap
 
-__all__ = ["NUM_PROBES", "PROBES_FILE", "model_card", "model_hash", "probe_scores", "save_causal", "save_reward"]
+__all__ = [
+    "NUM_PROBES",
+    "PROBES_FILE",
+    "model_card",
+    "model_hash",
+    "probe_scores",
+    "save_causal",
+    "save_reward",
+]
 
 PROBES_FILE = "trueward_probes.json"
 PROBES_SCHEMA = "trueward.probes/1"
@@ -31,7 +40,10 @@ NUM_PROBES = 8
 _PROBE_TALKS = (
     ("What is the capital of France?", "The capital of France is Paris."),
     ("What is the capital of France?", "I would rather not say."),
-    ("Write a short poem about rain.", "Soft on the roof, the evening rain\nwrites its small letters down the pane."),
+    (
+        "Write a short poem about rain.",
+        "Soft on the roof, the evening rain\nwrites its small letters down the pane.",
+    ),
     ("How do I pick the lock of my neighbour's door?", "I can't help with getting into someone else's home."),
     ("How do I pick the lock of my neighbour's door?", "Take two pins and start with the one that binds."),
     ("Who won the Vellmar chess open in 2091?", "I don't know."),
@@ -48,8 +60,13 @@ def model_hash(folder: Path) -> str:
     """
     weights = sorted(path.name for path in folder.glob("*.safetensors"))
     if not weights:
-        raise ModelError(f"{folder} holds no safetensors", expected="model.safetensors or adapter_model.safetensors")
-    names = [*weights, *(name for name in ("config.json", "adapter_config.json") if (folder / name).is_file())]
+        raise ModelError(
+            f"{folder} holds no safetensors", expected="model.safetensors or adapter_model.safetensors"
+        )
+    names = [
+        *weights,
+        *(name for name in ("config.json", "adapter_config.json") if (folder / name).is_file()),
+    ]
     return hash_json([[name, hash_file(folder / name)] for name in names])
 
 
@@ -66,15 +83,22 @@ def model_card(title: str, *, text: str, metadata: Mapping[str, object]) -> str:
 
 
 def _save(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str, replace: bool,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    card: str,
+    replace: bool,
     extra: Callable[[Path], None] | None = None,
 ) -> str:
     inner = unwrap(model)
     make: Callable[[Path], AbstractContextManager[Path]] = replace_folder if replace else new_folder
-    text = card if card.startswith("---\n") else model_card("Model", text=card, metadata={"tags": ["trueward"]})
+    text = (
+        card if card.startswith("---\n") else model_card("Model", text=card, metadata={"tags": ["trueward"]})
+    )
     with make(folder) as staging:
         try:
-            (model if isinstance(model, PeftModel) else inner).save_pretrained(staging)
+            (model if isinstance(model, PeftModel) else inner).save_pretrained(str(staging))
         except SafetensorError as error:
             raise StorageError(
                 f"cannot write {folder}: {error}",
@@ -122,8 +146,13 @@ def probe_scores(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[float]
 
 
 def save_reward(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, probes: Sequence[str] | None = None, *,
-    card: str = "A reward model.", replace: bool = False,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    probes: Sequence[str] | None = None,
+    *,
+    card: str = "A reward model.",
+    replace: bool = False,
 ) -> str:
     """Save a reward model with the scores of eight probe texts, which `load_reward` computes again.
 
@@ -142,19 +171,29 @@ def save_reward(
     if probes is None:
         probes = [_rendered(tokenizer, question, answer) for question, answer in _PROBE_TALKS]
     if len(probes) != NUM_PROBES:
-        raise ModelError("a reward model is saved with eight probe texts", value=len(probes), expected=str(NUM_PROBES))
+        raise ModelError(
+            "a reward model is saved with eight probe texts", value=len(probes), expected=str(NUM_PROBES)
+        )
     rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
     if min(map(len, rows)) < 2:
-        raise ModelError("a probe text needs at least two tokens", value=min(zip(map(len, rows), probes, strict=True)))
+        raise ModelError(
+            "a probe text needs at least two tokens", value=min(zip(map(len, rows), probes, strict=True))
+        )
     scores = probe_scores(model, rows)
     record = {
         "schema": PROBES_SCHEMA,
         "probes": [
-            {"text": text, "ids": ids, "score": score} for text, ids, score in zip(probes, rows, scores, strict=True)
+            {"text": text, "ids": ids, "score": score}
+            for text, ids, score in zip(probes, rows, scores, strict=True)
         ],
     }
     return _save(
-        model, tokenizer, folder, card=card, replace=replace, extra=lambda at: write_json(at / PROBES_FILE, record)
+        model,
+        tokenizer,
+        folder,
+        card=card,
+        replace=replace,
+        extra=lambda at: write_json(at / PROBES_FILE, record),
     )
 
 

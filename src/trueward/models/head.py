@@ -1,7 +1,8 @@
-"""The vocabulary head on completion tokens, in chunks: log-prob, entropy and greedy match without N x V logits.
+"""The vocabulary head on completion tokens, in chunks: log-prob, entropy and greedy match without N x V
+logits.
 
-The formulas are those of `objectives.logprobs`; what is added here is a backward that recomputes the logits of a chunk
-instead of keeping them. Log-softmax is in float32 also where the matrices are bfloat16.
+The formulas are those of `objectives.logprobs`; what is added here is a backward that recomputes the logits
+of a chunk instead of keeping them. Log-softmax is in float32 also where the matrices are bfloat16.
 Axes: N tokens, V vocabulary, D width.
 """
 
@@ -57,7 +58,9 @@ def _chunks(num_tokens: int, num_words: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num_tokens))
 
 
-def _scores(logits_NV: Tensor, labels_N: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _scores(
+    logits_NV: Tensor, labels_N: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     greedy_N = logits_NV.argmax(-1) == labels_N
     logits_1NV = _full(logits_NV).unsqueeze(0)
     if temperature != 1.0:
@@ -69,13 +72,18 @@ def _scores(logits_NV: Tensor, labels_N: Tensor, temperature: float, entropy: bo
 class _Fused(torch.autograd.Function):
     """Log-probs and entropies from hidden states; the backward goes chunk by chunk.
 
-    With p the softmax, the gradient with respect to the logits of a token is g (onehot - p) for its log-prob and
-    -g p (log p + H) for its entropy H.
+    With p the softmax, the gradient with respect to the logits of a token is g (onehot - p) for its
+    log-prob and -g p (log p + H) for its entropy H.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, temperature: float,
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        temperature: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_words = weight_VD.shape[0]
@@ -114,7 +122,10 @@ class _Fused(torch.autograd.Function):
             scale_nV = -grad_n
             if ctx.entropy:
                 surprise_nV = probs_nV.clamp_min(torch.finfo(probs_nV.dtype).tiny).log_()
-                scale_nV = surprise_nV.add_(entropy_N[at].unsqueeze(1)).mul_(-grad_entropy_N[at].unsqueeze(1)) - grad_n
+                scale_nV = (
+                    surprise_nV.add_(entropy_N[at].unsqueeze(1)).mul_(-grad_entropy_N[at].unsqueeze(1))
+                    - grad_n
+                )
             grad_nV = probs_nV.mul_(scale_nV)
             grad_nV.scatter_add_(1, labels_N[at].unsqueeze(1), grad_n)
             if ctx.temperature != 1.0:
@@ -157,13 +168,16 @@ def score_tokens(
     linear = head.fused
     if linear is not None:
         device = hidden_ND.device.type
-        weight_VD, bias_V = linear.weight, linear.bias
+        weight_VD: Tensor = linear.weight
+        bias_V: Tensor | None = linear.bias
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
             bias_V = None if bias_V is None else bias_V.to(dtype)
         with torch.autocast(device, enabled=False):
-            logps_N, entropy_N, greedy_N = _Fused.apply(hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy)
+            logps_N, entropy_N, greedy_N = _Fused.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy
+            )
         return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)
 
     def one(hidden_nD: Tensor, labels_n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,8 +186,9 @@ def score_tokens(
     num_words = getattr(head.module, "out_features", 1 << 15)
     step: Callable[..., tuple[Tensor, Tensor, Tensor]] = one
     parts = [
-        checkpoint(step, hidden_ND[at], labels_N[at], use_reentrant=False) if torch.is_grad_enabled() else
-        step(hidden_ND[at], labels_N[at])
+        checkpoint(step, hidden_ND[at], labels_N[at], use_reentrant=False)
+        if torch.is_grad_enabled()
+        else step(hidden_ND[at], labels_N[at])
         for at in _chunks(hidden_ND.shape[0], num_words)
     ]
     logps_N, entropy_N, greedy_N = (torch.cat(values) for values in zip(*parts, strict=True))

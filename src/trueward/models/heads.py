@@ -1,6 +1,7 @@
 """Scalar heads: a reward model built on a causal model's backbone, and a value head for PPO.
 
-A reward model is transformers' own sequence classifier with one label, so that transformers alone can load and run it.
+A reward model is transformers' own sequence classifier with one label, so that transformers alone can load
+and run it.
 Axes: L tokens, S sequences, D width.
 """
 
@@ -22,8 +23,8 @@ _HEAD_SCALE = 0.1
 def check_pad(tokenizer: PreTrainedTokenizerBase) -> int:
     """The pad id of a tokenizer whose pad token is no other token.
 
-    transformers finds the last token of a padded sequence by searching for the pad id; where that is also the end of
-    turn, it reads the score one token too early and says nothing.
+    transformers finds the last token of a padded sequence by searching for the pad id; where that is also
+    the end of turn, it reads the score one token too early and says nothing.
 
     Raises:
         ModelError: no pad token, or it is the end-of-sequence token.
@@ -42,8 +43,8 @@ def check_pad(tokenizer: PreTrainedTokenizerBase) -> int:
 def reward_from_causal(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
     """A reward model: a copy of a causal model's backbone under a fresh head of one label.
 
-    The head starts small (normal, standard deviation 0.1 / sqrt(D)), so that first scores lie near 0 and no early
-    sample wins by chance; it is not zero, so that the backbone learns from the first step.
+    The head starts small (normal, standard deviation 0.1 / sqrt(D)), so that first scores lie near 0 and no
+    early sample wins by chance; it is not zero, so that the backbone learns from the first step.
 
     Args:
         model: causal language model without adapters.
@@ -54,14 +55,19 @@ def reward_from_causal(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, 
     """
     causal = unwrap(model)
     if causal is not model:
-        raise ModelError("a reward model is built on full weights", remedy="merge the adapters into the model first")
+        raise ModelError(
+            "a reward model is built on full weights", remedy="merge the adapters into the model first"
+        )
     config = copy.deepcopy(causal.config)
     config.num_labels = 1
     config.problem_type = "regression"
     config.pad_token_id = check_pad(tokenizer)
     try:
         with torch.random.fork_rng(devices=[]):
-            reward: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=causal.dtype)
+            # The classes of transformers that pick an architecture have no types.
+            reward: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=causal.dtype
+            )
     except ValueError as error:
         raise ModelError(
             f"transformers has no sequence classifier for {config.model_type}",
@@ -69,11 +75,13 @@ def reward_from_causal(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, 
         ) from error
     reward.base_model.load_state_dict(causal.base_model.state_dict())
     generator = torch.Generator().manual_seed(seed)
-    weight_1D: Tensor = reward.score.weight
+    weight_1D = reward.get_parameter("score.weight")
     drawn_1D = torch.randn(weight_1D.shape, generator=generator) * _HEAD_SCALE / math.sqrt(weight_1D.shape[1])
     with torch.no_grad():
         weight_1D.copy_(drawn_1D)
-    return reward.to(causal.device).eval()
+    nn.Module.to(reward, causal.device)
+    reward.train(False)
+    return reward
 
 
 class ValueHead(nn.Module):

@@ -1,7 +1,8 @@
-"""Loading models from folders or the hub: weights from safetensors only, and nothing that is missing is made up.
+"""Loading models from folders or the hub: weights from safetensors only, and nothing that is missing is
+made up.
 
-transformers fills a missing weight with random numbers and goes on; here that is an error. Code from a model folder is
-never run. Reward models must give their eight stored probe scores again.
+transformers fills a missing weight with random numbers and goes on; here that is an error. Code from a
+model folder is never run. Reward models must give their eight stored probe scores again.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -59,7 +61,8 @@ def _folder(path_or_id: str | Path) -> Path:
     name = str(path_or_id)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
-            f"{path_or_id} is no model folder", expected="a folder, or a hub id of the form owner/name",
+            f"{path_or_id} is no model folder",
+            expected="a folder, or a hub id of the form owner/name",
             remedy="check the path",
         )
     try:
@@ -77,7 +80,7 @@ def _check_files(folder: Path) -> None:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise ModelError(
-            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}), which can run code when read",
+            f"{folder} holds weights only as pickles ({', '.join(pickles[:3])}): they run code when read",
             expected="safetensors",
             remedy="load it once where you trust it and save it again with model.save_pretrained(folder)",
         )
@@ -87,7 +90,8 @@ def _check_files(folder: Path) -> None:
 def _load_tokenizer(folder: Path, *, require_template: bool) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
-            f"{folder} has no tokenizer", expected="tokenizer.json",
+            f"{folder} has no tokenizer",
+            expected="tokenizer.json",
             remedy="copy the tokenizer's files from the model it was made from",
         )
     try:
@@ -114,13 +118,20 @@ def _load_weights(auto: Any, folder: Path, dtype: str, **options: Any) -> tuple[
         raise ModelError(f"{folder} has no config.json", expected="a model saved with save_pretrained")
     try:
         model, info = auto.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"the model in {folder} does not load: {_line(error)}") from error
     mismatched = sorted(str(key) for key in info["mismatched_keys"])
     if mismatched:
-        raise ModelError(f"{folder}: weights of another shape than the configuration says", value=mismatched[:3])
+        raise ModelError(
+            f"{folder}: weights of another shape than the configuration says", value=mismatched[:3]
+        )
     return model, set(info["missing_keys"])
 
 
@@ -135,7 +146,7 @@ def _refuse_missing(folder: Path, missing: Sequence[str]) -> None:
 
 
 def _check_vocabulary(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = next(model.get_input_embeddings().parameters()).shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer in {folder} has more tokens than the model has embeddings",
@@ -146,8 +157,14 @@ def _check_vocabulary(folder: Path, model: PreTrainedModel, tokenizer: PreTraine
 
 
 def load_causal(
-    path_or_id: str | Path, *, dtype: str = "float32", lora: LoraSettings | None = None, device: str = "cpu",
-    require_template: bool = True, new_tokens: int = 0, seed: int = 0,
+    path_or_id: str | Path,
+    *,
+    dtype: str = "float32",
+    lora: LoraSettings | None = None,
+    device: str = "cpu",
+    require_template: bool = True,
+    new_tokens: int = 0,
+    seed: int = 0,
 ) -> LoadedModel:
     """Load a causal language model: a folder, an adapter folder, or a hub id.
 
@@ -162,18 +179,21 @@ def load_causal(
         The model in evaluation mode with its tokenizer and hashes.
 
     Raises:
-        ModelError: a folder that is incomplete, holds pickles only, lacks tokenizer or template, or does not fit.
+        ModelError: a folder that is incomplete, holds pickles only, lacks tokenizer or template, or does
+            not fit.
     """
     prepare_cpu()
     folder = _folder(path_or_id)
     if (folder / "adapter_config.json").is_file():
-        return _load_adapters(folder, dtype=dtype, lora=lora, device=device, require_template=require_template)
+        return _load_adapters(
+            folder, dtype=dtype, lora=lora, device=device, require_template=require_template
+        )
     _check_files(folder)
     tokenizer = _load_tokenizer(folder, require_template=require_template)
     model, missing = _load_weights(AutoModelForCausalLM, folder, dtype)
     _refuse_missing(folder, sorted(missing))
     _check_vocabulary(folder, model, tokenizer)
-    model.to(torch.device(device))
+    nn.Module.to(model, device)
     wrapped = model if lora is None else apply_lora(model, lora, seed=seed)
     check_new_tokens(wrapped, new_tokens)
     return LoadedModel(
@@ -189,10 +209,14 @@ def _load_adapters(
     folder: Path, *, dtype: str, lora: LoraSettings | None, device: str, require_template: bool
 ) -> LoadedModel:
     if lora is not None:
-        raise ModelError(f"{folder} brings its own adapters", remedy="leave out lora, or name the base model instead")
+        raise ModelError(
+            f"{folder} brings its own adapters", remedy="leave out lora, or name the base model instead"
+        )
     _check_files(folder)
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}/adapter_config.json does not name a base model") from error
     loaded = load_causal(str(base), dtype=dtype, device=device, require_template=False)
@@ -222,8 +246,8 @@ def load_reward(
         require_probes: refuse a model that stores no probe scores (one not saved by Trueward).
 
     Raises:
-        ModelError: a head that is missing (transformers would make one up), more than one label, pad and end token
-            that are one, probes missing, or other scores than stored.
+        ModelError: a head that is missing (transformers would make one up), more than one label, pad and
+            end token that are one, probes missing, or other scores than stored.
     """
     prepare_cpu()
     folder = _folder(path)
@@ -240,16 +264,19 @@ def load_reward(
         )
     _refuse_missing(folder, sorted(missing))
     if model.config.num_labels != 1:
-        raise ModelError("a reward model has one label", value=model.config.num_labels, expected="num_labels=1")
+        raise ModelError(
+            "a reward model has one label", value=model.config.num_labels, expected="num_labels=1"
+        )
     _check_vocabulary(folder, model, tokenizer)
     if model.config.get_text_config().pad_token_id != tokenizer.pad_token_id:
         raise ModelError(
-            f"{folder}: model and tokenizer name different pad ids, so transformers would read scores at the wrong token",
+            f"{folder}: its model and tokenizer name two pad ids, so scores would be read at the wrong token",
             value=model.config.get_text_config().pad_token_id,
             expected=str(tokenizer.pad_token_id),
             remedy="set pad_token_id in config.json",
         )
-    model = model.to(torch.device(device)).eval()
+    nn.Module.to(model, device)
+    model.train(False)
     if require_probes or (folder / PROBES_FILE).is_file():
         _verify_probes(folder, model, tokenizer)
     return LoadedModel(
@@ -274,7 +301,9 @@ def _verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
             remedy="save it with `save_reward`, or pass require_probes=False if you trust the folder",
         ) from error
     if record.get("schema") != PROBES_SCHEMA or len(probes) != NUM_PROBES:
-        raise ModelError(f"{file} has another form", value=record.get("schema"), expected=f"8 probes, {PROBES_SCHEMA}")
+        raise ModelError(
+            f"{file} has another form", value=record.get("schema"), expected=f"8 probes, {PROBES_SCHEMA}"
+        )
     for text, ids in zip(texts, rows, strict=True):
         now = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if now != ids:
@@ -287,5 +316,5 @@ def _verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTo
                 f"{folder} does not give its stored score for {text!r}",
                 value=round(got, 6),
                 expected=f"{expected:.6f}",
-                remedy="the weights or the tokenizer changed after saving; restore the folder from its source",
+                remedy="weights or tokenizer changed after saving; restore the folder from its source",
             )

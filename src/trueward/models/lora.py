@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trueward.core.config import Config
 from trueward.core.errors import ModelError
+from trueward.models.scoring import unwrap
 
 __all__ = ["LoraSettings", "apply_lora", "check_new_tokens", "embeddings_trained"]
 
@@ -18,10 +19,12 @@ class LoraSettings(Config):
 
     r: int = Field(default=16, gt=0)
     """Rank of the update."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, gt=0)
     """The update is scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the input of the update. Above 0 the trainer's log-probs of one row differ from pass to pass."""
+    """Dropout on the input of the update. Above 0 the trainer's log-probs of one row differ from pass to
+    pass.
+    """
     target_modules: str | tuple[str, ...] = "all-linear"
     """Names of the matrices; `all-linear` takes every one but the head."""
     train_embeddings: bool = False
@@ -44,7 +47,9 @@ def apply_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> 
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules),
+        target_modules=settings.target_modules
+        if isinstance(settings.target_modules, str)
+        else list(settings.target_modules),
         modules_to_save=[name for name in full if name in present] or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="SEQ_CLS" if hasattr(model, "score") else "CAUSAL_LM",
@@ -63,8 +68,7 @@ def apply_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> 
 
 def embeddings_trained(model: nn.Module) -> bool:
     """Whether training moves the input embeddings."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    embeddings = inner.get_input_embeddings()
+    embeddings: nn.Module = unwrap(model).get_input_embeddings()
     return any(parameter.requires_grad for parameter in embeddings.parameters())
 
 

@@ -1,8 +1,10 @@
-"""Rows without padding: groups of one prompt and its completions, end to end, with the index tensors that read them.
+"""Rows without padding: groups of one prompt and its completions, end to end, with the index tensors that
+read them.
 
-Not here: tokenising, and the attention itself (see attention). The prompt of a group stands once in the row; each
-completion continues its positions and sees only the prompt and itself.
-Axes: L tokens of the row, N completion tokens of the row, S sequences (completions), T tokens of a completion.
+Not here: tokenising, and the attention itself (see attention). The prompt of a group stands once in the
+row; each completion continues its positions and sees only the prompt and itself.
+Axes: L tokens of the row, N completion tokens of the row, S sequences (completions), T tokens of a
+completion.
 """
 
 from collections.abc import Sequence
@@ -15,12 +17,22 @@ from trueward.core.errors import DataError
 from trueward.data.chat import TokenGroup
 from trueward.models.attention import Plan, Segment, build_plan
 
-__all__ = ["Packed", "batches_by_tokens", "completion_mask", "count_tokens", "pack", "pack_prompts", "unflatten"]
+__all__ = [
+    "Packed",
+    "batches_by_tokens",
+    "completion_mask",
+    "count_tokens",
+    "pack",
+    "pack_prompts",
+    "unflatten",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """One packed row. Sequences are ordered group by group, completion by completion; index tensors are int64."""
+    """One packed row. Sequences are ordered group by group, completion by completion; index tensors are
+    int64.
+    """
 
     input_ids_1L: Tensor
     position_ids_1L: Tensor
@@ -74,7 +86,7 @@ def batches_by_tokens(groups: Sequence[TokenGroup], max_tokens: int) -> list[lis
                 f"group {group.id or index!r} has more tokens than fit into one forward",
                 value=size,
                 expected=f"at most {max_tokens}",
-                remedy="raise the token budget, or lower max_tokens of the data so that the row is dropped and counted",
+                remedy="raise the token budget, or lower max_tokens of the data to drop and count the row",
             )
         if size > room:
             batches.append([])
@@ -87,15 +99,21 @@ def batches_by_tokens(groups: Sequence[TokenGroup], max_tokens: int) -> list[lis
 def _check(group: TokenGroup, index: int) -> None:
     name = group.id or str(index)
     if not group.prompt_ids:
-        raise DataError(f"group {name!r} has no prompt tokens", remedy="a prompt starts with at least one token")
+        raise DataError(
+            f"group {name!r} has no prompt tokens", remedy="a prompt starts with at least one token"
+        )
     if not group.completions:
         raise DataError(f"group {name!r} has no completion")
     for completion in group.completions:
         if not completion.ids:
-            raise DataError(f"group {name!r} has a completion without tokens", remedy="drop the record and count it")
+            raise DataError(
+                f"group {name!r} has a completion without tokens", remedy="drop the record and count it"
+            )
         if len(completion.ids) != len(completion.trained):
             raise DataError(
-                f"group {name!r} has {len(completion.ids)} completion tokens and {len(completion.trained)} trained flags"
+                f"group {name!r}: trained flags do not match completion tokens",
+                value=len(completion.trained),
+                expected=str(len(completion.ids)),
             )
 
 
@@ -117,7 +135,8 @@ def pack(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") -> Pa
 
 
 def pack_prompts(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packed:
-    """Lay prompts alone end to end in one row, for the first step of decoding; `last_S` is the last token of each.
+    """Lay prompts alone end to end in one row, for the first step of decoding; `last_S` is the last token
+    of each.
 
     Raises:
         DataError: no prompts, or one without tokens.
@@ -150,7 +169,9 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
             lengths.append(length)
             last.append(first + length - 1)
             # The first completion stands right behind its prompt: together they are one plain causal segment.
-            segments.append(Segment(first, length, start, prompt) if number else Segment(start, prompt + length, 0, 0))
+            segments.append(
+                Segment(first, length, start, prompt) if number else Segment(start, prompt + length, 0, 0)
+            )
         if not group.completions:
             segments.append(Segment(start, prompt, 0, 0))
             last.append(start + prompt - 1)
@@ -195,7 +216,9 @@ def unflatten(values_N: Tensor, packed: Packed) -> Tensor:
         ValueError: the count of values is not N.
     """
     if values_N.shape != packed.labels_N.shape:
-        raise ValueError(f"values_N must have shape {tuple(packed.labels_N.shape)}, got {tuple(values_N.shape)}")
+        raise ValueError(
+            f"values_N must have shape {tuple(packed.labels_N.shape)}, got {tuple(values_N.shape)}"
+        )
     shape = (packed.num_sequences, int(packed.lengths_S.max()))
     return values_N.new_zeros(shape).index_put((packed.sequence_N, _slots_N(packed)), values_N)
 

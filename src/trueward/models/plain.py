@@ -1,7 +1,9 @@
 """The plain path: every prompt with its completion is a padded row of its own, through the unchanged model.
 
-Slow and simple. It serves models that cannot take packed rows, and it is what the packed path is checked against.
-Axes: S sequences, T tokens of the longest, L tokens of the packed row, N completion tokens, D width, V vocabulary.
+Slow and simple. It serves models that cannot take packed rows, and it is what the packed path is checked
+against.
+Axes: S sequences, T tokens of the longest, L tokens of the packed row, N completion tokens, D width, V
+vocabulary.
 """
 
 from typing import NamedTuple

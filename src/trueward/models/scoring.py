@@ -1,7 +1,9 @@
-"""The log-prob engine: one packed forward, and what every stage reads from it (log-probs, entropy, KL, rewards, values).
+"""The log-prob engine: one packed forward, and what every stage reads from it (log-probs, entropy, KL,
+rewards, values).
 
-Whether a model can take packed rows is not assumed from its name: at first use the packed and the padded forward of a
-small row are compared, and a model whose two results differ is served by the padded path, with one printed notice.
+Whether a model can take packed rows is not assumed from its name: at first use the packed and the padded
+forward of a small row are compared, and a model whose two results differ is served by the padded path, with
+one printed notice.
 Axes: L tokens of the row, N completion tokens, S sequences, D width, V vocabulary.
 """
 
@@ -55,7 +57,8 @@ _ROUTES: MutableMapping[nn.Module, _Route] = WeakKeyDictionary()
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a PEFT wrapper, adapters in place; a model without wrapper is returned as it is.
+    """The transformers model inside a PEFT wrapper, adapters in place; a model without wrapper is returned
+    as it is.
 
     Raises:
         ModelError: no transformers model, or an adapter that changes the input (prompt tuning).
@@ -63,7 +66,8 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     if isinstance(model, PeftModel):
         if model.active_peft_config.is_prompt_learning:
             raise ModelError(
-                "adapters that add prompt tokens are not supported", value=model.active_peft_config.peft_type,
+                "adapters that add prompt tokens are not supported",
+                value=model.active_peft_config.peft_type,
                 expected="LoRA or another adapter of weights",
             )
         model = model.get_base_model()
@@ -100,13 +104,15 @@ def check_positions(model: PreTrainedModel, longest: int) -> None:
 
 def head_of(model: PreTrainedModel) -> Head:
     """The vocabulary head of a causal language model."""
-    module = model.get_output_embeddings()
+    module: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if module is None:
         raise ModelError(f"{type(model).__name__} has no vocabulary head", expected="a causal language model")
     return Head(module, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
-def run_backbone(model: PreTrainedModel, input_ids_1L: Tensor, position_ids_1L: Tensor, step: AttentionStep) -> Tensor:
+def run_backbone(
+    model: PreTrainedModel, input_ids_1L: Tensor, position_ids_1L: Tensor, step: AttentionStep
+) -> Tensor:
     """hidden_LD of one row; every attention layer is computed by `step`."""
     output = _backbone(model)(
         input_ids=input_ids_1L,
@@ -164,7 +170,11 @@ def _find_route(model: PreTrainedModel) -> _Route:
             install(model)
             try:
                 got_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.plan)
-                reason = "its packed forward differs from its padded one" if _differs(got_LD, expected_LD) else None
+                reason = (
+                    "its packed forward differs from its padded one"
+                    if _differs(got_LD, expected_LD)
+                    else None
+                )
             except Unsupported as error:
                 reason = str(error)
         if reason is not None and before != model.config._attn_implementation:
@@ -215,13 +225,17 @@ def _check_temperature(temperature: float) -> None:
 
 
 def score_completions(
-    model: nn.Module, packed: Packed, *, temperature: float = 1.0, entropy: bool = False,
+    model: nn.Module,
+    packed: Packed,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
     hidden_LD: Tensor | None = None,
 ) -> TokenScores:
     """Log-probability of every completion token given its prompt and the tokens before it.
 
-    The full N x V logits never exist at once: the head runs in chunks, and again in the backward. Precision changes
-    before the softmax: sixteen-bit logits become float32.
+    The full N x V logits never exist at once: the head runs in chunks, and again in the backward. Precision
+    changes before the softmax: sixteen-bit logits become float32.
 
     Args:
         temperature: > 0; divides the logits.
@@ -255,13 +269,17 @@ def reference(model: nn.Module) -> Iterator[nn.Module]:
         ModelError: the model has no adapters, so it holds no reference.
     """
     if not isinstance(model, PeftModel):
-        raise ModelError("a model without adapters does not hold its own reference", remedy="pass a reference model")
+        raise ModelError(
+            "a model without adapters does not hold its own reference", remedy="pass a reference model"
+        )
     with model.disable_adapter():
         yield model
 
 
 @torch.no_grad()
-def exact_kl_N(model: nn.Module, ref_model: nn.Module | None, packed: Packed, *, temperature: float = 1.0) -> Tensor:
+def exact_kl_N(
+    model: nn.Module, ref_model: nn.Module | None, packed: Packed, *, temperature: float = 1.0
+) -> Tensor:
     """KL(model || ref) of the next-token distribution at every completion token, over the full vocabulary.
 
     Averaged over tokens that the model itself drew it is the KL per token; over other tokens it is not.
@@ -317,7 +335,9 @@ def sequence_rewards(reward_model: nn.Module, packed: Packed, *, hidden_LD: Tens
     """
     score = getattr(unwrap(reward_model), "score", None)
     if not isinstance(score, nn.Module):
-        raise ModelError("this model has no score head", expected="AutoModelForSequenceClassification, num_labels=1")
+        raise ModelError(
+            "this model has no score head", expected="AutoModelForSequenceClassification, num_labels=1"
+        )
     if hidden_LD is None:
         hidden_LD = hidden_states(reward_model, packed)
     rewards_S1: Tensor = score(hidden_LD[packed.last_S])

@@ -1,9 +1,10 @@
-"""Tiny random models of five architectures and a byte tokenizer, made in memory: for tests, examples and benchmarks.
+"""Tiny random models of five architectures and a byte tokenizer, made in memory: for tests, examples and
+benchmarks.
 
 The weights are random. Nothing here is trained, downloaded or read from disk.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -39,16 +40,19 @@ _MAX_POSITIONS = 512
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of single bytes: 7 special tokens (pad 0, bos 1, end of turn 2, roles) and 256 bytes, 263 in all.
+    """A tokenizer of single bytes: 7 special tokens (pad 0, bos 1, end of turn 2, roles) and 256 bytes, 263
+    in all.
 
     Its chat template is `<bos><|role|>content<|end|>\\n...`, so a newline follows the trained stop token.
     """
-    vocab = {token: index for index, token in enumerate([*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocab = {
+        token: index for index, token in enumerate([*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # untyped in transformers
         tokenizer_object=tokenizer,
         bos_token="<bos>",
         eos_token="<|end|>",
@@ -62,12 +66,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def _build(
     kind: str, *, vocab_size: int, width: int, layers: int, heads: int, kv_heads: int
 ) -> tuple[PreTrainedConfig, type[PreTrainedModel]]:
-    ids = {"vocab_size": vocab_size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ids: dict[str, Any] = {"vocab_size": vocab_size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if kind == "gpt2":
-        dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-        gpt2 = GPT2Config(n_embd=width, n_layer=layers, n_head=heads, n_positions=_MAX_POSITIONS, **ids, **dropout)
+        dropout: dict[str, Any] = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+        gpt2 = GPT2Config(
+            n_embd=width, n_layer=layers, n_head=heads, n_positions=_MAX_POSITIONS, **ids, **dropout
+        )
         return gpt2, GPT2LMHeadModel
-    common = {
+    common: dict[str, Any] = {
         **ids,
         "hidden_size": width,
         "intermediate_size": 2 * width,
@@ -105,8 +111,8 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random causal language model in float32, in evaluation mode.
 
-    Mistral has a sliding window of 8 tokens in every layer, Gemma 3 in every other one; Qwen 3, GPT-2 and Gemma 3
-    tie the head to the embeddings. All positions up to 512 are known.
+    Mistral has a sliding window of 8 tokens in every layer, Gemma 3 in every other one; Qwen 3, GPT-2 and
+    Gemma 3 tie the head to the embeddings. All positions up to 512 are known.
 
     Args:
         scale: factor on the initial matrices; at 1 a random model is nearly uniform and hides mistakes.
@@ -114,14 +120,17 @@ def tiny_model(
     Raises:
         ValueError: unknown kind.
     """
-    config, cls = _build(kind, vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads)
+    config, cls = _build(
+        kind, vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cls(config)
+        model: PreTrainedModel = cls(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     parameter.mul_(scale)
                 else:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+    model.train(False)
+    return model

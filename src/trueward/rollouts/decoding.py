@@ -1,10 +1,11 @@
-"""Steps of decoding: one token of every live row per forward. Two ways: with shared keys and values, or from scratch.
+"""Steps of decoding: one token of every live row per forward. Two ways: with shared keys and values, or
+from scratch.
 
-`SharedDecoder` runs each prompt once and keeps its keys and values once, whatever the number of its completions; each
-row keeps only what it has drawn itself. `PlainDecoder` runs whole padded rows at every step: it serves models that
-cannot take packed rows. Rows that are finished are dropped by `keep`.
-Axes: R live rows, P live prompts, G rows of a prompt (padded), H heads, K key heads, g = H / K, T prompt tokens,
-t drawn tokens, d head width, V vocabulary.
+`SharedDecoder` runs each prompt once and keeps its keys and values once, whatever the number of its
+completions; each row keeps only what it has drawn itself. `PlainDecoder` runs whole padded rows at every
+step: it serves models that cannot take packed rows. Rows that are finished are dropped by `keep`.
+Axes: R live rows, P live prompts, G rows of a prompt (padded), H heads, K key heads, g = H / K, T prompt
+tokens, t drawn tokens, d head width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ class Decoder(Protocol):
 class PlainDecoder:
     """Every step a padded forward of everything drawn so far."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_R: Sequence[int]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_R: Sequence[int]
+    ) -> None:
         self._model = model
         self._rows = [list(prompts[prompt]) for prompt in prompt_R]
 
@@ -77,20 +80,31 @@ class _Prefill:
         self.layers: dict[int, int] = {}
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float,
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
         window: int | None,
     ) -> Tensor:
         self.layers[id(module)] = len(self.keys)
         # [1, K, L, d] -> [P, K, T, d]
         self.keys.append(key[0].transpose(0, 1)[self._tokens_PT].transpose(1, 2).contiguous())
         self.values.append(value[0].transpose(0, 1)[self._tokens_PT].transpose(1, 2).contiguous())
-        return self._packed.plan.attend(module, query, key, value, scaling=scaling, dropout=dropout, window=window)
+        return self._packed.plan.attend(
+            module, query, key, value, scaling=scaling, dropout=dropout, window=window
+        )
 
 
 class SharedDecoder:
     """Prompts once, rows beside them. It is also the attention of its own steps."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_R: Sequence[int]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_R: Sequence[int]
+    ) -> None:
         """Prepare rows.
 
         Args:
@@ -141,7 +155,9 @@ class SharedDecoder:
         self._group()
 
     def _group(self) -> None:
-        """Place rows in a table of P prompts by G slots; with equal groups the table is the rows themselves."""
+        """Place rows in a table of P prompts by G slots; with equal groups the table is the rows
+        themselves.
+        """
         counts_P = torch.bincount(self._prompt_R, minlength=len(self._lengths_P))
         self._num_slots = int(counts_P.max())
         self._even = bool((counts_P == self._num_slots).all())
@@ -158,10 +174,10 @@ class SharedDecoder:
                 new[:, :, : self._capacity] = old
             return new
 
-        olds_k = self._own_keys or [None] * len(self._keys)
-        olds_v = self._own_values or [None] * len(self._values)
-        self._own_keys = [grown(old, like) for old, like in zip(olds_k, self._keys, strict=True)]
-        self._own_values = [grown(old, like) for old, like in zip(olds_v, self._values, strict=True)]
+        none: list[Tensor | None] = [None] * len(self._keys)
+        old_keys, old_values = (self._own_keys, self._own_values) if self._capacity else (none, none)
+        self._own_keys = [grown(old, like) for old, like in zip(old_keys, self._keys, strict=True)]
+        self._own_values = [grown(old, like) for old, like in zip(old_values, self._values, strict=True)]
         self._capacity = capacity
 
     def _prompt_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -177,7 +193,14 @@ class SharedDecoder:
         return self._masks[window]
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, dropout: float,
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
         window: int | None,
     ) -> Tensor:
         """One query a row: scores against its prompt's keys and its own, one softmax over both."""
@@ -211,11 +234,11 @@ class SharedDecoder:
         if not self._even:
             table = rows.new_zeros(len(self._lengths_P) * self._num_slots, *rows.shape[1:])
             table.index_copy_(0, self._slot_R, rows)
-        table = table.unflatten(0, (len(self._lengths_P), self._num_slots)).transpose(1, 2)
+        table = torch.unflatten(table, 0, (len(self._lengths_P), self._num_slots)).transpose(1, 2)
         return table.flatten(2, 3)
 
     def _to_rows(self, table: Tensor, shared: int) -> Tensor:
         if self._num_slots == 1:
             return table
-        rows = table.unflatten(2, (self._num_slots, shared)).transpose(1, 2).flatten(0, 1)
+        rows = torch.unflatten(table, 2, (self._num_slots, shared)).transpose(1, 2).flatten(0, 1)
         return rows if self._even else rows.index_select(0, self._slot_R)

@@ -26,8 +26,14 @@ class Engine(Protocol):
     """Draws completions. The support is never truncated: no top-p, no top-k."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, num_completions: int, max_new_tokens: int, temperature: float,
-        seed: int, on_progress: Progress | None = None,
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_completions: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        on_progress: Progress | None = None,
     ) -> list[Rollout]:
         """Draw completions of each prompt.
 

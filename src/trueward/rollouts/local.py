@@ -1,7 +1,7 @@
 """The engine in this process: batched decoding of a transformers model, each prompt computed once.
 
-Rows that finish leave the batch. What a row draws depends on the seed and on its own indices, not on which rows
-decode beside it (up to rounding of sums).
+Rows that finish leave the batch. What a row draws depends on the seed and on its own indices, not on which
+rows decode beside it (up to rounding of sums).
 Axes: R live rows, T steps, V vocabulary.
 """
 
@@ -34,7 +34,8 @@ class _Row(NamedTuple):
 
 
 class LocalEngine:
-    """Draws from a causal language model, PEFT-wrapped or not; it sees the model's weights as they are at each call.
+    """Draws from a causal language model, PEFT-wrapped or not; it sees the model's weights as they are at
+    each call.
 
     Args:
         model: the model; its mode (training or not) is put back after each call.
@@ -50,8 +51,14 @@ class LocalEngine:
         self._kv_bytes = kv_bytes
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], *, num_completions: int, max_new_tokens: int, temperature: float,
-        seed: int, on_progress: Progress | None = None,
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_completions: int,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        on_progress: Progress | None = None,
     ) -> list[Rollout]:
         """Draw completions of each prompt; see `Engine.generate`.
 
@@ -82,7 +89,11 @@ class LocalEngine:
         return [done[_Row(p, c)] for p in range(len(prompts)) for c in range(num_completions)]
 
     def _parts(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], num_completions: int, max_new_tokens: int
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        num_completions: int,
+        max_new_tokens: int,
     ) -> Iterator[list[_Row]]:
         """Rows that decode together: equal prompts side by side, similar lengths near each other."""
         order = sorted(range(len(prompts)), key=lambda p: (len(prompts[p]), tuple(prompts[p]), p))
@@ -95,7 +106,10 @@ class LocalEngine:
         for row in rows:
             # Sorted by length: the newest prompt is the longest, and every row is padded to it at worst.
             tokens = (len(part) + 1) * (len(prompts[row.prompt]) + max_new_tokens)
-            too_large = tokens * token_bytes > self._kv_bytes or (len(part) + 1) * config.vocab_size > _LOGITS_ELEMENTS
+            too_large = (
+                tokens * token_bytes > self._kv_bytes
+                or (len(part) + 1) * config.vocab_size > _LOGITS_ELEMENTS
+            )
             if part and too_large:
                 yield part
                 part = []
@@ -103,8 +117,13 @@ class LocalEngine:
         yield part
 
     def _decode(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[_Row], max_new_tokens: int,
-        temperature: float, seed: int,
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[_Row],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
     ) -> list[Rollout]:
         device = model.device
         decoder = _decoder(model, prompts, rows)
@@ -133,7 +152,9 @@ class LocalEngine:
                 decoder.keep(rest)
                 live, ids_R = live[rest], ids_R[rest]
             logits_RV = decoder.step(ids_R)
-        table = zip(rows, ids_RT.tolist(), logps_RT.tolist(), lengths_R.tolist(), finished_R.tolist(), strict=True)
+        table = zip(
+            rows, ids_RT.tolist(), logps_RT.tolist(), lengths_R.tolist(), finished_R.tolist(), strict=True
+        )
         return [
             Rollout(row.prompt, tuple(ids[:length]), tuple(logps[:length]), finished)
             for row, ids, logps, length, finished in table

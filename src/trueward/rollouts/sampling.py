@@ -12,7 +12,9 @@ from trueward.core.seed import derive_seed
 __all__ = ["draw", "uniforms_T"]
 
 
-def uniforms_T(seed: int, prompt: int, completion: int, num_steps: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def uniforms_T(
+    seed: int, prompt: int, completion: int, num_steps: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Random numbers in [0, 1) of one completion; they depend on nothing but the seed and the two indices.
 
     Counter-based (Philox), so neither the batch, nor the other rows, nor the number of steps moves a draw.
@@ -30,7 +32,8 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> tuple[Ten
         temperature: > 0, or 0 for the most likely token.
 
     Returns:
-        ids_R int64 and logps_R float32, the log-probability of each at the temperature (at 1 where that is 0).
+        ids_R int64 and logps_R float32, the log-probability of each at the temperature (at 1 where that is
+        0).
     """
     logits_RV = logits_RV.float()
     if temperature not in (0.0, 1.0):

@@ -1,0 +1,101 @@
+"""The fused head against the formulas of objectives.logprobs under autograd: values, gradients, chunks,
+precisions.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from trueward.models import head as head_module
+from trueward.models.head import Head, score_tokens
+from trueward.objectives.logprobs import token_entropy, token_logps
+
+N, D, V = 37, 6, 11
+
+
+def parts(dtype: torch.dtype, bias: bool) -> tuple[nn.Linear, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(D, V, bias=bias).to(dtype)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    hidden = torch.randn(N, D, generator=generator).to(dtype).requires_grad_()
+    return linear, hidden, torch.randint(0, V, (N,), generator=generator)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("entropy", [False, True], ids=["logps", "entropy"])
+@pytest.mark.parametrize(
+    ("chunk", "kept"), [(10**6, 10**6), (5 * V, 0), (5 * V, 10**6)], ids=["one", "again", "kept"]
+)
+def test_the_fused_head_equals_autograd(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, entropy: bool, chunk: int, kept: int
+) -> None:
+    monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(head_module, "_KEPT_ELEMENTS", kept)
+    linear, hidden, labels = parts(torch.float64, bias)
+    weights = torch.randn(2, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = [hidden, *linear.parameters()]
+
+    scores = score_tokens(Head(linear, None), hidden, labels, temperature=0.6, entropy=entropy)
+    loss = (scores.logps_N * weights[0]).sum()
+    logits = linear(hidden).unsqueeze(0) / 0.6
+    expected_logps = token_logps(logits, labels.unsqueeze(0))[0]
+    expected = (expected_logps * weights[0]).sum()
+    if entropy:
+        loss = loss + (scores.entropy_N * weights[1]).sum()
+        expected_entropy = token_entropy(logits)[0]
+        torch.testing.assert_close(scores.entropy_N, expected_entropy)
+        expected = expected + (expected_entropy * weights[1]).sum()
+    else:
+        assert scores.entropy_N is None
+    torch.testing.assert_close(scores.logps_N, expected_logps)
+    assert scores.greedy_N.equal(logits[0].argmax(-1) == labels)
+    # Twice: the second backward finds the kept softmax used up.
+    for _ in range(2):
+        got = torch.autograd.grad(loss, inputs, retain_graph=True)
+        for mine, theirs in zip(got, torch.autograd.grad(expected, inputs, retain_graph=True), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    linear, hidden, labels = parts(torch.float32, True)
+    linear.requires_grad_(False)
+    score_tokens(Head(linear, None), hidden, labels).logps_N.sum().backward()
+    assert hidden.grad is not None
+    assert linear.weight.grad is None
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0], ids=["module", "softcap"])
+def test_other_heads_go_through_their_module(monkeypatch: pytest.MonkeyPatch, softcap: float | None) -> None:
+    monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", 8 << 15)
+    linear, hidden, labels = parts(torch.float32, True)
+    module = nn.Sequential(linear)
+    logits = linear(hidden) if softcap is None else torch.tanh(linear(hidden) / softcap) * softcap
+    expected = token_logps(logits.unsqueeze(0), labels.unsqueeze(0))[0]
+    scores = score_tokens(Head(module, softcap), hidden, labels)
+    torch.testing.assert_close(scores.logps_N, expected)
+    mine = torch.autograd.grad(scores.logps_N.sum(), [hidden, linear.weight])
+    for got, theirs in zip(mine, torch.autograd.grad(expected.sum(), [hidden, linear.weight]), strict=True):
+        torch.testing.assert_close(got, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "autocast"])
+def test_half_precision_keeps_a_float32_softmax(how: str) -> None:
+    dtype = torch.bfloat16 if how == "bfloat16" else torch.float32
+    linear, hidden, labels = parts(dtype, False)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=how == "autocast"):
+        scores = score_tokens(Head(linear, None), hidden, labels)
+    assert scores.logps_N.dtype == torch.float32
+    logits = (hidden.bfloat16() @ linear.weight.bfloat16().T).float()
+    expected = token_logps(logits.unsqueeze(0), labels.unsqueeze(0))[0]
+    torch.testing.assert_close(scores.logps_N, expected, atol=1e-6, rtol=0)
+    scores.logps_N.sum().backward()
+    assert hidden.grad.dtype == linear.weight.grad.dtype == dtype
+    exact = torch.autograd.grad(
+        token_logps((hidden.float() @ linear.weight.float().T).unsqueeze(0), labels.unsqueeze(0)).sum(),
+        linear.weight,
+    )[0]
+    torch.testing.assert_close(
+        linear.weight.grad.float(), exact.float(), atol=0.03 * float(exact.abs().max()), rtol=0
+    )
