@@ -32,7 +32,12 @@ class ScratchSettings(Config):
     max_positions: int = Field(default=512, gt=1)
     """Longest sequence, in tokens."""
     embedding_std: float = Field(default=0.1, gt=0)
-    """Standard deviation of the initial embeddings, which are also the output head."""
+    """Standard deviation of the initial embeddings, which are also the output head.
+
+    0.1 is what let a width of 128 learn to copy names. On prose (width 192, 2,048 tokens, 90 steps of 1,024
+    tokens) the loss came to 5.17 with 0.1, 5.15 with 0.05, 5.42 with 0.02, and to 5.72 with transformers' own
+    initialisation.
+    """
     seed: int = Field(default=0, ge=0)
 
 
