@@ -1,6 +1,7 @@
 """What is saved is what transformers alone loads; what is missing, changed or unsafe is refused."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -183,3 +184,34 @@ def test_more_tokens_than_embeddings_are_refused(causal_folder: Path) -> None:
 def test_adapters_that_fit_nothing_are_refused() -> None:
     with pytest.raises(ModelError, match="target_modules"):
         apply_lora(tiny_model("llama"), LoraSettings(target_modules=("nothing",)), seed=0)
+
+
+def test_truncated_weights_are_refused(causal_folder: Path) -> None:
+    file = causal_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="does not load"):
+        load_causal(causal_folder)
+
+
+def test_code_in_a_model_folder_is_not_run(causal_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((causal_folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (causal_folder / "config.json").write_text(json.dumps(config))
+    (causal_folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match="does not load"):
+        load_causal(causal_folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_harms_nothing(causal_folder: Path) -> None:
+    before = sorted((path.name, path.read_bytes()) for path in causal_folder.iterdir())
+    model, tokenizer = tiny_model("llama", 9), tiny_tokenizer()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1]))
+    try:
+        with pytest.raises(StorageError, match="cannot write"):
+            save_causal(model, tokenizer, causal_folder, "other", replace=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert sorted((path.name, path.read_bytes()) for path in causal_folder.iterdir()) == before
+    assert [path.name for path in causal_folder.parent.iterdir()] == [causal_folder.name]

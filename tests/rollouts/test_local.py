@@ -151,3 +151,18 @@ def test_bad_requests_are_refused(options: dict[str, float], error: type[Excepti
 def test_no_prompts_give_no_rollouts() -> None:
     engine = LocalEngine(tiny_model("llama"), [STOP])
     assert engine.generate([], num_completions=1, max_new_tokens=4, temperature=1.0, seed=0) == []
+
+
+def test_progress_counts_finished_completions() -> None:
+    seen: list[tuple[int, int]] = []
+    LocalEngine(tiny_model("llama", 4), list(range(2, 60)), kv_bytes=1 << 14).generate(
+        prompts(0, [3, 5, 9]),
+        num_completions=4,
+        max_new_tokens=10,
+        temperature=1.0,
+        seed=0,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == (12, 12)
+    assert len({done for done, _ in seen}) > 3

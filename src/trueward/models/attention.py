@@ -141,7 +141,7 @@ class Plan:
         q, k, v = (
             torch.unflatten(slots, 0, (n, -1)).transpose(1, 2) for slots in (q_slots, k_slots, v_slots)
         )
-        mask = self._mask(index, window, q.dtype)
+        mask = self.mask(index, window, q.dtype)
         attended = scaled_dot_product_attention(
             q,
             k,
@@ -154,7 +154,8 @@ class Plan:
         )
         return attended.transpose(1, 2).flatten(0, 1)
 
-    def _mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    def mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask [n, 1, Q, K] of a bucket, made once; None where plain causality says the same."""
         bucket = self.buckets[index]
         if window is not None and window >= bucket.num_keys:
             window = None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -95,7 +96,9 @@ def _load_tokenizer(folder: Path, *, require_template: bool) -> PreTrainedTokeni
             remedy="copy the tokenizer's files from the model it was made from",
         )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the tokenizer in {folder} does not load: {_line(error)}") from error
     if require_template and not tokenizer.chat_template:
@@ -122,10 +125,11 @@ def _load_weights(auto: Any, folder: Path, dtype: str, **options: Any) -> tuple[
             dtype=DTYPES[dtype],
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {folder} does not load: {_line(error)}") from error
     mismatched = sorted(str(key) for key in info["mismatched_keys"])
     if mismatched:
@@ -225,7 +229,7 @@ def _load_adapters(
         tokenizer = _load_tokenizer(folder, require_template=require_template)
     try:
         model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the adapters in {folder} do not fit {base}: {_line(error)}") from error
     return replace(
         loaded,

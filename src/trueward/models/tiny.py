@@ -92,7 +92,7 @@ def _build(
     if kind == "gemma3":
         kinds = ["sliding_attention" if layer % 2 == 0 else "full_attention" for layer in range(layers)]
         gemma = Gemma3TextConfig(
-            **common, sliding_window=_WINDOW, layer_types=kinds, query_pre_attn_scalar=width // heads
+            **common, sliding_window=_WINDOW, layer_types=kinds, query_pre_attn_scalar=2 * width // heads
         )
         return gemma, Gemma3ForCausalLM
     raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -111,8 +111,9 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random causal language model in float32, in evaluation mode.
 
-    Mistral has a sliding window of 8 tokens in every layer, Gemma 3 in every other one; Qwen 3, GPT-2 and
-    Gemma 3 tie the head to the embeddings. All positions up to 512 are known.
+    Gemma 3 scales its scores by other than the head width. Mistral has a sliding window of 8 tokens in
+    every layer, Gemma 3 in every other one; Qwen 3, GPT-2 and Gemma 3 tie the head to the embeddings. All
+    positions up to 512 are known.
 
     Args:
         scale: factor on the initial matrices; at 1 a random model is nearly uniform and hides mistakes.

@@ -6,7 +6,7 @@ Axes: R live rows, T steps, V vocabulary.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,12 +80,20 @@ class LocalEngine:
         check_positions(model, max(map(len, prompts)) + max_new_tokens)
         done: dict[_Row, Rollout] = {}
         total = len(prompts) * num_completions
+        report = on_progress or _silent
         with evaluating(self._model):
             for part in self._parts(model, prompts, num_completions, max_new_tokens):
-                rollouts = self._decode(model, prompts, part, max_new_tokens, temperature, seed)
+                rollouts = self._decode(
+                    model,
+                    prompts,
+                    part,
+                    max_new_tokens,
+                    temperature,
+                    seed,
+                    lambda n: report(len(done) + n, total),
+                )
                 done.update(zip(part, rollouts, strict=True))
-                if on_progress is not None:
-                    on_progress(len(done), total)
+                report(len(done), total)
         return [done[_Row(p, c)] for p in range(len(prompts)) for c in range(num_completions)]
 
     def _parts(
@@ -124,6 +132,7 @@ class LocalEngine:
         max_new_tokens: int,
         temperature: float,
         seed: int,
+        report: Callable[[int], None],
     ) -> list[Rollout]:
         device = model.device
         decoder = _decoder(model, prompts, rows)
@@ -145,6 +154,7 @@ class LocalEngine:
             finished_R[live[ended]] = True
             going = ~finished_R[live]
             num_going = int(going.sum())
+            report(len(rows) - num_going)
             if num_going == 0 or t + 1 == max_new_tokens:
                 break
             if num_going <= (1 - _DROP_SHARE) * len(live):
@@ -159,6 +169,10 @@ class LocalEngine:
             Rollout(row.prompt, tuple(ids[:length]), tuple(logps[:length]), finished)
             for row, ids, logps, length, finished in table
         ]
+
+
+def _silent(done: int, total: int) -> None:
+    """The progress of those who did not ask for it."""
 
 
 def _decoder(model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: Sequence[_Row]) -> Decoder:
