@@ -1,7 +1,7 @@
 """Dataset versions on disk: immutable folders named by their content.
 
     <folder>/<name>/<hash>/records.jsonl   one record a line
-    <folder>/<name>/<hash>/manifest.json   schema, hashes, counts by kind and split, sources, licence, charter, template
+    <folder>/<name>/<hash>/manifest.json   schema, hashes, counts, sources, licence, charter, template
 
 Writing and reading stream; memory holds one record, besides 8 bytes of hash for every id to find duplicates
 (about 80 MB of Python integers for 10^6 records).
@@ -16,19 +16,28 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from trueward.core.errors import ConfigError, DataError, nearest
 from trueward.core.files import new_folder, read_json, read_jsonl, write_json, write_jsonl
 from trueward.core.hashing import hash_file, hash_json, short
-from trueward.data.importers import ImportResult
 from trueward.data.records import Record, RecordError, from_json, kind_of, to_json
 from trueward.data.split import check_fractions, prompt_key, split_of
 
-__all__ = ["DatasetInfo", "DatasetVersion", "open_dataset", "write_dataset"]
+__all__ = ["DatasetInfo", "DatasetVersion", "Import", "open_dataset", "write_dataset"]
 
 SCHEMA: Final = "trueward.dataset/1"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Import(Protocol):
+    """What a version states about an import (`importers.ImportResult`), once all records have come."""
+
+    format: str
+    source: dict[str, Any]
+
+    @property
+    def num_bad(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +147,7 @@ def write_dataset(
     records: Iterable[Record],
     *,
     sources: Sequence[Mapping[str, Any]] = (),
-    imports: Sequence[ImportResult] = (),
+    imports: Sequence[Import] = (),
     info: DatasetInfo | None = None,
 ) -> DatasetVersion:
     """Write a version; if one of the same content exists, that one is returned.
@@ -190,7 +199,7 @@ def write_dataset(
 
 
 def open_dataset(path: Path) -> DatasetVersion:
-    """Open a version's folder, or the folder of a dataset that has one version. Checks size, not content: `verify`.
+    """Open a version, or a dataset that has one version. Checks the size; `verify` checks the content.
 
     Raises:
         DataError: no version there, several, or one that is incomplete or of another schema.

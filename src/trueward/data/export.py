@@ -104,7 +104,7 @@ def openai_row(record: Record) -> dict[str, Any]:
     """The row of OpenAI's fine-tuning files: messages, or a preference.
 
     Raises:
-        DataError: any other kind than a demonstration or a comparison, or a comparison with margin or soft label.
+        DataError: neither a demonstration nor a comparison, or one with margin or soft label.
     """
     match record:
         case Demonstration():

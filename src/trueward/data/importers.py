@@ -94,7 +94,7 @@ class ImportResult:
         return convert(self._form.read(row.value, name, replace(self._meta, extra=extra)), self.kind)
 
     def _hopeless(self) -> bool:
-        """Whether most of a long beginning is bad: the file is something else, and reading on helps no one."""
+        """Whether most of a long beginning is bad: the file is something else."""
         return self.num_rows >= _HOPELESS_ROWS and self.num_bad > self.num_rows * max(0.5, self._max_bad)
 
     def __iter__(self) -> Iterator[Record]:

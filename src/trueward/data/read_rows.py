@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn, TextIO
 
 from trueward.core.errors import DataError
 from trueward.data.parquet_rows import parquet_values
@@ -114,9 +114,8 @@ def _json_lines(path: Path, max_row_bytes: int) -> Iterator[Row]:
 class _ArrayReader:
     """The items of a JSON array, decoded as their text arrives."""
 
-    def __init__(self, path: Path, file: BinaryIO, max_row_bytes: int) -> None:
-        self._path, self._limit = path, max_row_bytes
-        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    def __init__(self, path: Path, text: TextIO, max_row_bytes: int) -> None:
+        self._path, self._text, self._limit = path, text, max_row_bytes
         self._decoder = json.JSONDecoder(parse_constant=_refuse_constant)
         self._buffer = ""
         self._at = 0
@@ -128,10 +127,13 @@ class _ArrayReader:
         remedy = "mend it, or write JSON lines"
         return DataError(f"{where} of the JSON array {what}", value=seen, remedy=remedy)
 
+    def _too_long(self) -> DataError:
+        return self._fail(f"is longer than {self._limit:,} characters, or is no JSON")
+
     def _more(self) -> bool:
         rest = self._buffer[self._at :]
         if len(rest) > self._limit:
-            raise self._fail(f"is longer than {self._limit:,} characters, or is no JSON")
+            raise self._too_long()
         new = self._text.read(max(_SNIFF_BYTES, len(rest)))
         self._buffer, self._at = rest + new, 0
         return bool(new)
@@ -158,6 +160,8 @@ class _ArrayReader:
                 raise self._fail(f"is no JSON that can be read: {str(error)[:80]}") from error
             # A number that ends with the buffer may go on.
             if end < len(self._buffer) or not self._more():
+                if end - self._at > self._limit:
+                    raise self._too_long()
                 raw = self._buffer[self._at : end]
                 self._at = end
                 return value, raw
@@ -184,8 +188,8 @@ class _ArrayReader:
 
 
 def _json_array(path: Path, max_row_bytes: int) -> Iterator[Row]:
-    with _open(path) as file:
-        yield from _ArrayReader(path, file, max_row_bytes)
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        yield from _ArrayReader(path, text, max_row_bytes)
 
 
 def _json_object(path: Path) -> Iterator[Row]:
@@ -208,10 +212,11 @@ def _json_object(path: Path) -> Iterator[Row]:
 
 def _csv_rows(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), max_row_bytes))
-    with _open(path) as file:
-        # Bytes that are no UTF-8 become lone surrogates, which the record's own check refuses by row and
-        # field.
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    # Bytes that are no UTF-8 become lone surrogates, which the record's own check refuses by row and field.
+    with (
+        _open(path) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         number = 0

@@ -41,7 +41,7 @@ def _text(row: Columns, id: str, meta: Meta) -> Record:
 
 
 def _prompt(row: Columns, id: str, meta: Meta) -> Record:
-    return Prompt(id=id, messages=prompt(row["prompt"], "prompt"), meta=meta)
+    return Prompt(id=id, messages=prompt(row.get("prompt"), "prompt"), meta=meta)
 
 
 def _messages(row: Columns, id: str, meta: Meta) -> Record:
