@@ -7,7 +7,9 @@ from transformers import AttentionInterface
 
 from trueward.models.attention import KEYWORD, NAME, Segment, Unsupported, build_plan
 
-SEGMENTS = [Segment(0, 9, 0, 0), Segment(9, 2, 0, 4), Segment(11, 14, 0, 4), Segment(25, 3, 0, 4)]
+# A short completion of a long prompt beside a long completion of a short one: padding reaches beyond all
+# keys.
+SEGMENTS = [Segment(0, 9, 0, 0), Segment(9, 2, 0, 9), Segment(11, 14, 0, 1), Segment(25, 3, 0, 4)]
 
 
 @pytest.mark.parametrize(

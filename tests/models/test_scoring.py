@@ -203,9 +203,12 @@ def test_temperature_must_be_positive(temperature: float) -> None:
         score_completions(tiny_model("llama"), pack(random_groups(0, MIXED)), temperature=temperature)
 
 
-def test_a_causal_model_is_no_reward_model() -> None:
+def test_a_causal_model_is_no_reward_model_nor_the_other_way_round() -> None:
     with pytest.raises(ModelError, match="no score head"):
         sequence_rewards(tiny_model("llama"), pack(random_groups(0, MIXED)))
+    reward = reward_from_causal(tiny_model("llama"), tiny_tokenizer(), seed=0)
+    with pytest.raises(ModelError, match="no vocabulary head"):
+        score_completions(reward, pack(random_groups(0, MIXED)))
 
 
 def test_bfloat16_agrees_to_its_precision() -> None:

@@ -248,6 +248,7 @@ def score_completions(
     """
     _check_temperature(temperature)
     inner = unwrap(model)
+    head = head_of(inner)
     if not _route(inner).head:
         check_positions(inner, packed.longest)
         logits_1NV = plain_logits(inner, packed).float().unsqueeze(0)
@@ -258,7 +259,7 @@ def score_completions(
     if hidden_LD is None:
         hidden_LD = hidden_states(model, packed)
     hidden_ND = hidden_LD.index_select(0, packed.predict_N)
-    return score_tokens(head_of(inner), hidden_ND, packed.labels_N, temperature=temperature, entropy=entropy)
+    return score_tokens(head, hidden_ND, packed.labels_N, temperature=temperature, entropy=entropy)
 
 
 @contextmanager
