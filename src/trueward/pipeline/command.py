@@ -1,0 +1,52 @@
+"""From a command line to a stage: find the recipe, apply overrides, plan or run, and the exit code."""
+
+import importlib
+from collections.abc import Sequence
+
+import yaml
+from rich.console import Console
+
+from trueward.core.config import apply_overrides, build
+from trueward.pipeline.plan import plan
+from trueward.pipeline.recipe import Recipe
+from trueward.pipeline.shipped import recipe_mapping
+from trueward.pipeline.workspace import Interrupted, open_workspace
+
+__all__ = ["command", "resolve"]
+
+REFUSED = 1
+INTERRUPTED = 130
+
+
+def resolve(recipe: str, overrides: Sequence[str]) -> Recipe:
+    """A recipe by file or name with overrides applied.
+
+    Raises:
+        ConfigError: no such recipe, an unknown key, or a value that does not fit.
+    """
+    mapping, source = recipe_mapping(recipe)
+    return build(Recipe, apply_overrides(mapping, overrides), source=source)
+
+
+def command(target: str, recipe: str, overrides: Sequence[str], *, dry_run: bool, resume: bool) -> int:
+    """Run `module:function` on the resolved recipe.
+
+    Returns:
+        Exit code: 0, 1 when the gate refused as its own command, or 130 after a signal.
+    """
+    resolved = resolve(recipe, overrides)
+    console = Console(stderr=True)
+    module, _, name = target.partition(":")
+    if dry_run:
+        output = Console()
+        text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        output.print(text, markup=False, highlight=False)
+        output.print(plan(resolved, name), markup=False, highlight=False)
+        return 0
+    function = getattr(importlib.import_module(module), name)
+    try:
+        result = function(open_workspace(resolved, console=console, resume=resume))
+    except Interrupted as stop:
+        console.print(str(stop), markup=False, highlight=False)
+        return INTERRUPTED
+    return REFUSED if result is False else 0

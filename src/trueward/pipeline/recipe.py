@@ -1,0 +1,170 @@
+"""The recipe: everything a run is asked to do, in one nested file. Every default lives here or with its owner below."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from trueward.core.config import Config
+from trueward.models.lora import LoraSettings
+from trueward.models.scratch import ScratchSettings
+from trueward.trainers.ppo_settings import PPOSettings
+from trueward.trainers.preference import PreferenceSettings
+from trueward.trainers.reward import RewardSettings
+from trueward.trainers.settings import TrainSettings
+
+__all__ = [
+    "STAGES",
+    "DPOSection",
+    "DataSection",
+    "EvalSection",
+    "ModelSection",
+    "PPOSection",
+    "PretrainSection",
+    "Recipe",
+    "RewardSection",
+    "SFTSection",
+    "Stage",
+    "TestbedSection",
+]
+
+Stage = Literal["data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report"]
+STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")
+
+
+class ModelSection(Config):
+    """The base model."""
+
+    path: str | None = None
+    """Folder or hub id of a causal language model; null is the testbed's own base model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights. Trained weights are float32 whatever this says of frozen ones."""
+    lora: LoraSettings | None = None
+    """Train adapters in place of all weights (SFT, DPO and PPO; reward models are trained in full)."""
+
+
+class DataSection(Config):
+    """Where feedback comes from."""
+
+    source: Literal["files", "testbed"] = "files"
+    """`files` imports `path`; `testbed` simulates prompts, demonstrators and annotators."""
+    path: tuple[Path, ...] | Path | None = None
+    """File, list of files, or folder (every data file in it)."""
+    format: str = "auto"
+    """Name of an importer; `auto` detects it and says what it found."""
+    max_bad: float = Field(0.01, ge=0, le=1)
+    """Largest share of unusable rows; above it the import fails. All of them are quarantined and counted."""
+    licence: str = ""
+    """Licence of the data, kept with every record."""
+    max_tokens: int = Field(512, ge=8)
+    """Longest prompt with completion; a longer record is dropped whole and counted."""
+    test_share: float = Field(0.15, gt=0, lt=1)
+    """Share of the prompts held out for evaluation; no prompt is on both sides."""
+    limit: int | None = Field(None, ge=10)
+    """Use only so many records of the training split (and a tenth of it for the test split); null is all."""
+
+
+class TestbedSection(Config):
+    """Amounts of simulated feedback."""
+
+    __test__ = False  # pytest would otherwise take the name for a test class
+
+    demonstrations: int = Field(1200, ge=10)
+    """Demonstrations for SFT."""
+    prompts: int = Field(4000, ge=10)
+    """Prompts for which the SFT model draws two replies, to be compared by an annotator."""
+
+
+class SFTSection(Config):
+    """Supervised fine-tuning."""
+
+    train: TrainSettings = TrainSettings()
+    train_on: Literal["last", "all"] = "last"
+    """Train on the last assistant turn, or on all of them."""
+
+
+class RewardSection(Config):
+    """The reward model."""
+
+    train: TrainSettings = TrainSettings()
+    objective: RewardSettings = RewardSettings()
+
+
+class DPOSection(Config):
+    """Direct preference optimisation."""
+
+    train: TrainSettings = TrainSettings()
+    objective: PreferenceSettings = PreferenceSettings()
+
+
+class PPOSection(Config):
+    """PPO with a KL budget, and beside it a run without one."""
+
+    train: PPOSettings = PPOSettings()
+    unbounded_iterations: int = Field(0, ge=0)
+    """Iterations of a second run without KL penalty or budget, which shows over-optimisation; 0 leaves it out."""
+
+
+class EvalSection(Config):
+    """Evaluation on held-out prompts."""
+
+    prompts: int = Field(300, ge=10)
+    """Held-out prompts; fewer exist in small data, and then all are used."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest completion; those that hit it are counted."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    samples: int = Field(12, ge=0)
+    """Prompts shown side by side in the report."""
+    max_tokens_per_forward: int = Field(16384, ge=64)
+    """Real tokens in one forward pass."""
+
+
+class PretrainSection(Config):
+    """A small language model from scratch."""
+
+    text: tuple[Path, ...] | Path | None = None
+    """Running text: JSON lines with `text`, or plain text files."""
+    vocab_size: int = Field(4096, ge=300)
+    """Size of the byte-level BPE vocabulary, special tokens included."""
+    chat_share: float = Field(0.3, ge=0, lt=1)
+    """Share of the training tokens that are chats (from `data.path`), so that the chat template is known."""
+    max_characters: int | None = Field(None, ge=1000)
+    """Read at most so many characters of running text."""
+    window_tokens: int = Field(256, ge=8)
+    """Tokens of a window of running text."""
+    shape: ScratchSettings = ScratchSettings()
+    train: TrainSettings = TrainSettings()
+
+
+class Recipe(Config):
+    """One whole run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    seed: int = Field(0, ge=0)
+    """The one seed; every stage derives its own from it."""
+    out: Path
+    """Folder of the run."""
+    charter: Path | None = None
+    """Charter file; null is the one that ships."""
+    profile: Literal["testbed", "real"] = "real"
+    """Which of the charter's gates applies."""
+    release: Literal["sft", "dpo", "ppo", "best"] = "best"
+    """Which stage is brought before the gate; `best` is the one of DPO and PPO that wins more often against SFT."""
+    stages: tuple[Stage, ...] = STAGES
+    """Stages to run, in this order."""
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    testbed: TestbedSection = TestbedSection()
+    pretrain: PretrainSection = PretrainSection()
+    sft: SFTSection = SFTSection()
+    reward: RewardSection = RewardSection()
+    dpo: DPOSection = DPOSection()
+    ppo: PPOSection = PPOSection()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if list(self.stages) != [stage for stage in STAGES if stage in self.stages]:
+            raise ValueError(f"stages must be some of {', '.join(STAGES)}, in this order, each once")
+        return self

@@ -1,0 +1,94 @@
+"""How right the reward model is on held-out pairs: accuracy, calibration, and the baselines it has to beat."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from trueward.core.stats import Estimate, paired_difference
+from trueward.evals import (
+    Baseline,
+    bag_of_words_baseline,
+    chance_baseline,
+    evaluate_reward_model,
+    fit_bag_of_words,
+    longer_answer_baseline,
+    verdict,
+)
+from trueward.models.load import LoadedModel
+from trueward.pipeline.datasets import FeedbackData
+from trueward.pipeline.stages import reward_pairs, tokenised
+from trueward.pipeline.workspace import Workspace
+from trueward.trainers.groups import cut
+from trueward.trainers.reward import pair_rewards
+
+__all__ = ["RewardMeasured", "measure_reward"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardMeasured:
+    """Figures of the reward model for the summary (`body`) and for the gate (`metrics`)."""
+
+    body: dict[str, Any]
+    metrics: dict[str, Estimate]
+    model: str
+    template: str
+    data: FeedbackData
+
+
+def measure_reward(workspace: Workspace, scorer: LoadedModel, data: FeedbackData) -> RewardMeasured:
+    """Score the held-out pairs and compare with chance, the longer answer and a bag of words."""
+    groups, _ = tokenised(scorer, data.test, max_tokens=workspace.recipe.data.max_tokens)
+    pairs = reward_pairs(groups, data.test)
+    chosen: list[float] = []
+    rejected: list[float] = []
+    with torch.no_grad():
+        for batch in cut(pairs, lambda pair: pair.group, workspace.recipe.eval.max_tokens_per_forward):
+            a, b, _ = pair_rewards(scorer.model, batch)
+            chosen += a.tolist()
+            rejected += b.tolist()
+    kept = {group.id for group in groups}
+    records = [record for record in data.test if record.id in kept]
+    labels = [1.0 if r.soft_label is None else r.soft_label for r in records]
+    gold = [
+        float(r.meta.extra["gold_chosen"]) - float(r.meta.extra["gold_rejected"])
+        for r in records
+        if "gold_chosen" in r.meta.extra
+    ]
+    report = evaluate_reward_model(
+        chosen, rejected, soft_labels=labels, gold_differences=gold if len(gold) == len(records) else None
+    )
+    lengths = np.array([[len(c.ids) for c in group.completions] for group in groups])
+    judge = fit_bag_of_words([r.chosen for r in data.train], [r.rejected for r in data.train])
+    baselines = [
+        chance_baseline(len(records), soft_labels=labels),
+        longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels),
+        bag_of_words_baseline(judge, [r.chosen for r in records], [r.rejected for r in records], soft_labels=labels),
+    ]
+    best = max(baselines, key=lambda b: b.accuracy.value)
+    metrics = {
+        "rm_accuracy": report.accuracy,
+        "rm_accuracy_margin_over_best_baseline": paired_difference(report.outcomes, best.outcomes),
+        "rm_ece": Estimate(report.ece, report.ece, report.ece, len(records)),
+    }
+    if report.gold_accuracy is not None:
+        metrics["rm_gold_accuracy"] = report.gold_accuracy
+    return RewardMeasured(
+        body={
+            "accuracy": report.accuracy._asdict(),
+            "gold_accuracy": report.gold_accuracy._asdict() if report.gold_accuracy else None,
+            "ece": report.ece,
+            "bins": [bar._asdict() for bar in report.bins],
+            "baselines": [_baseline(b) for b in baselines],
+            "verdict": verdict(report, baselines),
+        },
+        metrics=metrics,
+        model=scorer.hash,
+        template=scorer.template_hash,
+        data=data,
+    )
+
+
+def _baseline(baseline: Baseline) -> dict[str, Any]:
+    return {"name": baseline.name, "accuracy": baseline.accuracy._asdict()}
