@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trueward.core.errors import ConfigError, DataError
+from trueward.core.errors import ConfigError, DataError, StorageError
 from trueward.data.importers import ImportResult, import_file
 from trueward.data.records import Comparison, Record, Text, from_json, to_json
 
@@ -201,6 +201,15 @@ def test_quarantine_of_an_earlier_import_is_replaced_whole(tmp_path: Path) -> No
     list(iterator)
     assert '"row": 100' in (tmp_path / "bad.jsonl").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "mixed.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["folder", "file/bad.jsonl"])
+def test_a_quarantine_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(StorageError, match=r"cannot write.*another quarantine file"):
+        list(import_file(mixed(tmp_path, 99, 1), quarantine=tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "mixed.jsonl"]
 
 
 @pytest.mark.parametrize("layout", ["lines", "array"])

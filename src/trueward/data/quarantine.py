@@ -50,11 +50,24 @@ class Quarantine:
             # ASCII, because a raw row may hold what is no UTF-8.
             self._file.write(json.dumps(entry) + "\n")
         except OSError as error:
-            raise StorageError(f"cannot write {self.path}: {error.strerror}", remedy="free space") from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> StorageError:
+        what = f"cannot write {self.path}: {error.strerror or error}"
+        return StorageError(what, remedy="free space or name another quarantine file")
 
     def close(self) -> None:
-        """Publish the file under its name."""
-        if self._file is not None:
-            self._file.close()
+        """Publish the file under its name.
+
+        Raises:
+            StorageError: the disk refuses; what stood there is untouched.
+        """
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            file.close()
             os.replace(self._temporary, self.path)
-            self._file = None
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            raise self._refused(error) from error

@@ -158,13 +158,11 @@ class _ArrayReader:
                 continue
             except (ValueError, RecursionError) as error:
                 raise self._fail(f"is no JSON that can be read: {str(error)[:80]}") from error
-            # A number that ends with the buffer may go on.
-            if end < len(self._buffer) or not self._more():
-                if end - self._at > self._limit:
-                    raise self._too_long()
-                raw = self._buffer[self._at : end]
-                self._at = end
-                return value, raw
+            if end - self._at > self._limit:
+                raise self._too_long()
+            raw = self._buffer[self._at : end]
+            self._at = end
+            return value, raw
 
     def __iter__(self) -> Iterator[Row]:
         assert self._next_character() == "[", "sniffed before"

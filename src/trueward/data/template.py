@@ -15,7 +15,19 @@ from trueward.core.errors import DataError
 from trueward.core.hashing import hash_json
 from trueward.data.records import Message
 
-__all__ = ["ChatFormat", "Tokenizer", "chat_format", "encode", "render", "stop_ids", "template_hash"]
+__all__ = [
+    "ChatFormat",
+    "Tokenizer",
+    "adds_bos",
+    "chat_format",
+    "encode",
+    "raw_ids",
+    "render",
+    "special_pattern",
+    "special_tokens",
+    "stop_ids",
+    "template_hash",
+]
 
 _PROBE: Final = "trueward"
 
