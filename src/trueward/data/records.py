@@ -291,6 +291,7 @@ _KINDS: Final[dict[str, type[Record]]] = {
     "label": Label,
     "steps": StepLabels,
 }
+_NO_META: Final = Meta()
 _NAMES: Final = {cls: name for name, cls in _KINDS.items()}
 
 
@@ -316,7 +317,7 @@ def to_json(record: Record) -> dict[str, Any]:
     result: dict[str, Any] = {"schema": SCHEMA, "kind": kind_of(record)}
     for item in fields(record):
         value = getattr(record, item.name)
-        if value is not None and value != Meta():
+        if value is not None and value != _NO_META:
             result[item.name] = _plain(value)
     return result
 
