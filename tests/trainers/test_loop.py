@@ -16,7 +16,7 @@ from tests.trainers import toy
 from trueward.core.errors import DataError, RunError, StorageError
 from trueward.trainers.accumulate import accumulate
 from trueward.trainers.loop import train
-from trueward.trainers.sampling import Sampler, num_steps
+from trueward.trainers.sampling import num_steps, sampler_of
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.state import latest_checkpoint
 
@@ -49,7 +49,7 @@ def test_micro_batches_do_not_change_the_gradient(size: int) -> None:
 @pytest.mark.parametrize("epochs", [0.5, 1.0, 2.4])
 def test_each_item_is_seen_once_an_epoch(epochs: float) -> None:
     settings = TrainSettings(batch_size=8, epochs=epochs, seed=3)
-    sampler = Sampler(settings, 50)
+    sampler = sampler_of(settings, 50)
     seen = [i for step in range(num_steps(settings, 50)) for i in sampler.batch(step)]
     assert len(seen) == round(50 * epochs)
     for first in range(0, len(seen), 50):
@@ -60,7 +60,7 @@ def test_each_item_is_seen_once_an_epoch(epochs: float) -> None:
 
 def test_the_order_depends_on_the_seed_and_the_epoch() -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        sampler = Sampler(TrainSettings(batch_size=50, steps=2, seed=seed), 50)
+        sampler = sampler_of(TrainSettings(batch_size=50, steps=2, seed=seed), 50)
         return sampler.batch(number)
 
     assert epoch(0, 0) != epoch(0, 1)

@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from trueward.core.hashing import canonical_json, hash_lines
-from trueward.data.chat import TokenGroup
+from trueward.data.chat import Completion, TokenGroup
 from trueward.models.packing import Packed, batches_by_tokens
+from trueward.rollouts.engine import Rollout
 
-__all__ = ["cut", "describe_group", "groups_hash", "num_trained", "sequence_sums", "trained_counts"]
+__all__ = [
+    "cut",
+    "describe_group",
+    "groups_hash",
+    "num_trained",
+    "rollout_groups",
+    "sequence_sums",
+    "trained_counts",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +57,18 @@ def groups_hash(groups: Iterable[TokenGroup]) -> str:
 def num_trained(group: TokenGroup) -> int:
     """Trained tokens of all completions of a group."""
     return sum(sum(completion.trained) for completion in group.completions)
+
+
+def rollout_groups(prompts: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[TokenGroup]:
+    """Prompts with the completions that were drawn for them, all of their tokens trained.
+
+    Args:
+        rollouts: ordered prompt by prompt, at least one of each, as engines return them.
+    """
+    drawn: list[list[Completion]] = [[] for _ in prompts]
+    for rollout in rollouts:
+        drawn[rollout.prompt].append(Completion(rollout.ids, (True,) * len(rollout.ids)))
+    return [TokenGroup(p.prompt_ids, tuple(c), p.id) for p, c in zip(prompts, drawn, strict=True)]
 
 
 def sequence_sums(values_N: Tensor, packed: Packed) -> Tensor:

@@ -20,7 +20,7 @@ from trueward.core.metrics import MetricsLog
 from trueward.core.seed import derive_seed
 from trueward.trainers.accumulate import StepObjective
 from trueward.trainers.optim import build_optimizer, trainable
-from trueward.trainers.sampling import Sampler, num_steps
+from trueward.trainers.sampling import num_steps, sampler_of
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.signals import stop_on_signal
 from trueward.trainers.state import (
@@ -30,11 +30,12 @@ from trueward.trainers.state import (
     latest_checkpoint,
     restore,
     save_checkpoint,
-    trim_metrics,
+    trim_rows,
 )
 from trueward.trainers.step import Stepped, Trained, check_skips, take_step
 
 __all__ = [
+    "FREE_SETTINGS",
     "Evaluate",
     "Progress",
     "TrainResult",
@@ -48,7 +49,7 @@ __all__ = [
 T = TypeVar("T")
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 # A run may be resumed with other values of these: they change what is shown, kept or held in memory at once.
-_FREE = {
+FREE_SETTINGS = {
     "save_every",
     "keep_checkpoints",
     "eval_every",
@@ -56,6 +57,7 @@ _FREE = {
     "track",
     "max_tokens_per_forward",
     "max_skips",
+    "tokens_every",
 }
 
 
@@ -76,6 +78,7 @@ class TrainResult:
     seconds: wall-clock time of this call.
     resumed_from: step of the checkpoint it went on from, or None.
     warnings: sentences for the user.
+    stopped: why it ended before its last step, in words; empty if it did not, or was interrupted.
     """
 
     step: int
@@ -85,6 +88,7 @@ class TrainResult:
     seconds: float
     resumed_from: int | None = None
     warnings: tuple[str, ...] = ()
+    stopped: str = ""
 
 
 def resume_hint(result_step: int, folder: Path) -> str:
@@ -131,7 +135,7 @@ def train(
             f"{objective.name}: there are no items to train on", remedy="check the filters and the split"
         )
     started_s = time.monotonic()
-    total, sampler = num_steps(settings, len(items)), Sampler(settings, len(items))
+    total, sampler = num_steps(settings, len(items)), sampler_of(settings, len(items))
     optimizer = build_optimizer(model, settings)
     trained = Trained(model=model, optimizer=optimizer, parameters=trainable(model), folder=folder)
     identity = _identity(model, objective, items, settings)
@@ -199,7 +203,7 @@ def _identity(
         "data": hash_lines(canonical_json(objective.describe(item)) for item in items),
         "frozen weights": fingerprint(model, frozen_only=True),
         "trained parameters": len(trainable(model)),
-        **{key: value for key, value in settings.model_dump(mode="json").items() if key not in _FREE},
+        **{key: value for key, value in settings.model_dump(mode="json").items() if key not in FREE_SETTINGS},
     }
 
 
@@ -218,7 +222,7 @@ def open_checkpoint(folder: Path, identity: Mapping[str, object], *, resume: boo
     if checkpoint is not None:
         check_identity(checkpoint, identity)
     folder.mkdir(parents=True, exist_ok=True)
-    trim_metrics(folder, checkpoint.step if checkpoint else 0)
+    trim_rows(folder / "metrics.jsonl", checkpoint.step if checkpoint else 0)
     return checkpoint
 
 

@@ -4,7 +4,7 @@
 Axes: B pairs, S sequences (chosen and rejected in turn).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,9 @@ from trueward.data.chat import TokenGroup
 from trueward.models.packing import pack
 from trueward.models.scoring import hidden_states, sequence_rewards
 from trueward.objectives import accuracy, bradley_terry
+from trueward.rollouts.engine import Rollout
 from trueward.trainers.accumulate import LossSum, forward_precision
-from trueward.trainers.groups import cut, describe_group
+from trueward.trainers.groups import cut, describe_group, rollout_groups
 from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision, TrainSettings
@@ -39,6 +40,7 @@ __all__ = [
     "RewardSettings",
     "evaluate_reward",
     "pair_rewards",
+    "reward_function",
     "train_reward",
 ]
 
@@ -150,6 +152,28 @@ def train_reward(
         evaluate=evaluate,
         resume=resume,
     )
+
+
+def reward_function(
+    model: nn.Module, *, max_tokens_per_forward: int, precision: Precision = "float32"
+) -> Callable[[Sequence[TokenGroup], Sequence[Rollout]], list[float]]:
+    """A reward model as the reward of reinforcement learning: raw scores, not normalised.
+
+    The model must have the tokenizer and chat template of the policy: it reads the very ids that were drawn.
+    """
+
+    @torch.no_grad()
+    def score(prompts: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[float]:
+        groups = rollout_groups(prompts, rollouts)
+        scores: list[float] = []
+        for batch in cut(groups, lambda group: group, max_tokens_per_forward):
+            packed = pack(batch, device_of(model))
+            with forward_precision(precision, device_of(model)):
+                hidden_LD = hidden_states(model, packed)
+            scores.extend(sequence_rewards(model, packed, hidden_LD=hidden_LD.float()).tolist())
+        return scores
+
+    return score
 
 
 class RewardEvaluation(NamedTuple):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trueward.core.seed import generator
 from trueward.trainers.settings import TrainSettings
 
-__all__ = ["Sampler", "num_steps"]
+__all__ = ["Sampler", "num_steps", "sampler_of"]
 
 
 def num_steps(settings: TrainSettings, num_items: int) -> int:
@@ -29,17 +29,29 @@ def _num_drawn(settings: TrainSettings, num_items: int) -> int:
     return max(1, round((1.0 if settings.epochs is None else settings.epochs) * num_items))
 
 
+def sampler_of(settings: TrainSettings, num_items: int) -> "Sampler":
+    """The sampler of a run over `num_items` items."""
+    drawn = _num_drawn(settings, num_items)
+    return Sampler(num_items, batch_size=settings.batch_size, num_drawn=drawn, seed=settings.seed)
+
+
 class Sampler:
     """Indices of the items of each step.
 
     Args:
-        settings: batch size, length and seed.
         num_items: items to draw from, > 0.
+        batch_size: items of a step.
+        num_drawn: items of the whole run; the last batch is cut to it.
+        seed: decides the order.
     """
 
-    def __init__(self, settings: TrainSettings, num_items: int) -> None:
-        self._seed, self._batch_size, self._num_items = settings.seed, settings.batch_size, num_items
-        self._num_drawn = _num_drawn(settings, num_items)
+    def __init__(self, num_items: int, *, batch_size: int, num_drawn: int, seed: int) -> None:
+        self._num_items, self._batch_size, self._num_drawn, self._seed = (
+            num_items,
+            batch_size,
+            num_drawn,
+            seed,
+        )
         # Two epochs can meet in one batch.
         self._order = lru_cache(maxsize=2)(self._new_order)
 

@@ -27,6 +27,7 @@ from trueward.trainers.optim import trainable
 
 __all__ = [
     "Checkpoint",
+    "assign",
     "check_identity",
     "fingerprint",
     "latest_checkpoint",
@@ -34,7 +35,7 @@ __all__ = [
     "restore",
     "save_checkpoint",
     "save_tensors",
-    "trim_metrics",
+    "trim_rows",
 ]
 
 SCHEMA = "trueward.checkpoint/1"
@@ -229,8 +230,8 @@ def _raw(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def trim_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`, so that steps taken again after a kill appear once."""
-    path = folder / "metrics.jsonl"
+def trim_rows(path: Path, step: int) -> None:
+    """Drop the lines of a JSON-lines file after `step`, so that steps taken again after a kill appear
+    once."""
     if path.exists():
         write_jsonl(path, [row for row in read_jsonl(path) if row["step"] <= step])

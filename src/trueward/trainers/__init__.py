@@ -1,0 +1,61 @@
+"""Trainers: one loop for what walks over items (pretraining, SFT, reward modelling, DPO), and PPO."""
+
+from trueward.trainers.checks import checked
+from trueward.trainers.diagnosis import diagnose
+from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models
+from trueward.trainers.loop import TrainResult, resume_hint, train
+from trueward.trainers.ppo import PPOHooks, train_ppo
+from trueward.trainers.ppo_settings import PPOSettings
+from trueward.trainers.ppo_tokens import token_table
+from trueward.trainers.preference import (
+    PREFERENCE_METHODS,
+    PreferenceEvaluation,
+    PreferencePair,
+    PreferenceSettings,
+    evaluate_preference,
+    reference_pairs,
+    train_preference,
+)
+from trueward.trainers.reward import (
+    RewardEvaluation,
+    RewardPair,
+    RewardSettings,
+    evaluate_reward,
+    reward_function,
+    train_reward,
+)
+from trueward.trainers.settings import TrainSettings
+from trueward.trainers.sft import SFTEvaluation, evaluate_sft, text_windows, train_sft
+
+__all__ = [
+    "PREFERENCE_METHODS",
+    "PPOHooks",
+    "PPOModels",
+    "PPOSettings",
+    "PreferenceEvaluation",
+    "PreferencePair",
+    "PreferenceSettings",
+    "RewardEvaluation",
+    "RewardFunction",
+    "RewardPair",
+    "RewardSettings",
+    "SFTEvaluation",
+    "TrainResult",
+    "TrainSettings",
+    "checked",
+    "diagnose",
+    "evaluate_preference",
+    "evaluate_reward",
+    "evaluate_sft",
+    "ppo_models",
+    "reference_pairs",
+    "resume_hint",
+    "reward_function",
+    "text_windows",
+    "token_table",
+    "train",
+    "train_ppo",
+    "train_preference",
+    "train_reward",
+    "train_sft",
+]

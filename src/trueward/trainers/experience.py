@@ -1,0 +1,210 @@
+"""What PPO knows about the completions of one iteration before it updates: log-probs, values, reference.
+
+Axes: B sequences (prompt by prompt, completion by completion), T tokens, N tokens of a packed row, L its
+length.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from trueward.core.errors import RunError
+from trueward.data.chat import TokenGroup
+from trueward.models.heads import ValueHead
+from trueward.models.packing import Packed, completion_mask, pack, unflatten
+from trueward.models.scoring import (
+    TokenScores,
+    hidden_states,
+    reference,
+    score_completions,
+    token_values,
+    unwrap,
+)
+from trueward.rollouts.engine import Rollout
+from trueward.trainers.accumulate import forward_precision
+from trueward.trainers.groups import cut, rollout_groups
+from trueward.trainers.optim import device_of
+from trueward.trainers.ppo_settings import PPOSettings
+
+__all__ = [
+    "Experience",
+    "PPOModels",
+    "RewardFunction",
+    "policy_and_values",
+    "ppo_models",
+    "score_rollouts",
+    "scores_of",
+]
+
+RewardFunction = Callable[[Sequence[TokenGroup], Sequence[Rollout]], Sequence[float]]
+"""Scores of rollouts, in their order; `prompts[rollout.prompt]` has the ids and the id of the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PPOModels:
+    """The roles of PPO.
+
+    value_backbone: trunk of the value head; None is the policy's own.
+    ref: frozen reference; None is the policy with its adapters off.
+    """
+
+    policy: nn.Module
+    value_head: nn.Module
+    value_backbone: nn.Module | None
+    ref: nn.Module | None
+
+    def trained(self) -> nn.ModuleDict:
+        """Everything that the optimizer moves, as one module."""
+        parts = {"policy": self.policy, "value_head": self.value_head}
+        if self.value_backbone is not None:
+            parts["value_backbone"] = self.value_backbone
+        return nn.ModuleDict(parts)
+
+
+def ppo_models(
+    policy: nn.Module,
+    settings: PPOSettings,
+    *,
+    ref: nn.Module | None = None,
+    value_backbone: nn.Module | None = None,
+) -> PPOModels:
+    """Build the roles around a policy as it is before the first iteration (also when resuming).
+
+    Args:
+        ref: the reference; None takes the policy itself: its adapters off, or a frozen copy.
+        value_backbone: for `separate`: a causal model or reward model to start from; None copies the policy.
+    """
+    adapted = hasattr(policy, "disable_adapter")
+    if ref is None and not adapted:
+        ref = copy.deepcopy(policy)
+    if ref is not None:
+        ref.requires_grad_(False).eval()
+    if settings.value_backbone == "shared":
+        trunk = None
+    else:
+        trunk = copy.deepcopy(policy) if value_backbone is None else value_backbone
+    width = unwrap(policy if trunk is None else trunk).config.get_text_config().hidden_size
+    head = ValueHead(width).to(device_of(policy))
+    return PPOModels(policy=policy, value_head=head, value_backbone=trunk, ref=ref)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """One iteration's completions, scored before the update. Tables are float32 without gradient, 0 where
+    padded.
+
+    groups: prompts with their completions; row `g * completions_per_prompt + c` of a table is completion c of
+        g.
+    old_logps_BT: the trainer's own log-probs of the policy that sampled.
+    sampler_gap: largest |sampler - trainer| token log-prob.
+    """
+
+    groups: tuple[TokenGroup, ...]
+    rollouts: tuple[Rollout, ...]
+    mask_BT: Tensor
+    old_logps_BT: Tensor
+    ref_logps_BT: Tensor
+    old_values_BT: Tensor
+    entropy_BT: Tensor
+    sampler_gap: float
+
+
+class _Part(NamedTuple):
+    mask_BT: Tensor
+    old_logps_BT: Tensor
+    ref_logps_BT: Tensor
+    old_values_BT: Tensor
+    entropy_BT: Tensor
+
+
+def policy_and_values(
+    models: PPOModels, packed: Packed, *, temperature: float, entropy: bool = False
+) -> tuple[TokenScores, Tensor]:
+    """Log-probs of the policy and values_N, from one forward where the trunk is shared."""
+    hidden_LD = hidden_states(models.policy, packed)
+    scores = score_completions(
+        models.policy, packed, temperature=temperature, entropy=entropy, hidden_LD=hidden_LD
+    )
+    trunk_LD = hidden_LD if models.value_backbone is None else hidden_states(models.value_backbone, packed)
+    # Values are regressed on: bfloat16's three digits would be their error.
+    with torch.autocast(hidden_LD.device.type, enabled=False):
+        values_N = token_values(models.value_head, trunk_LD.float(), packed)
+    return scores, values_N
+
+
+@torch.no_grad()
+def score_rollouts(
+    models: PPOModels, prompts: Sequence[TokenGroup], rollouts: Sequence[Rollout], settings: PPOSettings
+) -> Experience:
+    """Score the completions of an iteration under policy, reference and value head.
+
+    Raises:
+        RunError: sampler and trainer disagree by more than `max_sampler_gap`.
+    """
+    groups = rollout_groups(prompts, rollouts)
+    device = device_of(models.policy)
+    parts: list[_Part] = []
+    for batch in cut(groups, lambda group: group, settings.max_tokens_per_forward):
+        packed = pack(batch, device)
+        with forward_precision(settings.precision, device):
+            scores, values_N = policy_and_values(
+                models, packed, temperature=settings.temperature, entropy=True
+            )
+            ref_logps_N = _reference_logps(models, packed, settings.temperature)
+        assert scores.entropy_N is not None, "entropy was asked for"
+        columns = (scores.logps_N, ref_logps_N, values_N, scores.entropy_N)
+        parts.append(_Part(completion_mask(packed), *(unflatten(column_N, packed) for column_N in columns)))
+    longest = max(part.mask_BT.shape[1] for part in parts)
+    tables = [
+        torch.cat([pad(table_BT, (0, longest - table_BT.shape[1])) for table_BT in column])
+        for column in zip(*parts, strict=True)
+    ]
+    joined = _Part(*tables)
+    sampler_BT = pad_sequence([torch.tensor(r.logps, device=device) for r in rollouts], batch_first=True)
+    gap = float((sampler_BT - joined.old_logps_BT).abs().max())
+    if not gap <= settings.max_sampler_gap:
+        raise RunError(
+            "the engine that sampled and the trainer disagree about a token's log-prob",
+            value=f"{gap:.4g} nats",
+            expected=f"at most {settings.max_sampler_gap:g} (max_sampler_gap)",
+            remedy="both must hold the same weights, temperature and precision; bfloat16 needs a wider bound",
+        )
+    return Experience(groups=tuple(groups), rollouts=tuple(rollouts), sampler_gap=gap, **joined._asdict())
+
+
+def _reference_logps(models: PPOModels, packed: Packed, temperature: float) -> Tensor:
+    scope: AbstractContextManager[nn.Module] = (
+        reference(models.policy) if models.ref is None else nullcontext(models.ref)
+    )
+    with scope as ref:
+        return score_completions(ref, packed, temperature=temperature).logps_N
+
+
+def scores_of(
+    reward: RewardFunction, prompts: Sequence[TokenGroup], rollouts: Sequence[Rollout], *, name: str
+) -> Tensor:
+    """Scores of the rollouts, scores_B float32 on the CPU.
+
+    Raises:
+        RunError: another number of scores than rollouts, or one that is not finite.
+    """
+    scores_B = torch.tensor(list(reward(prompts, rollouts)), dtype=torch.float32)
+    if scores_B.shape != (len(rollouts),):
+        raise RunError(
+            f"{name} returned another number of scores", value=len(scores_B), expected=str(len(rollouts))
+        )
+    bad = (~torch.isfinite(scores_B)).nonzero().flatten().tolist()
+    if bad:
+        raise RunError(
+            f"{name} of {len(bad)} completions is not finite",
+            value=f"{scores_B[bad[0]].item()} for ids {rollouts[bad[0]].ids[:10]}",
+            remedy="mend the reward function; a completion that cannot be scored needs a score of its own",
+        )
+    return scores_B
