@@ -160,7 +160,7 @@ def data_import(
 def data_export(
     dataset: Path,
     out: Path,
-    form: Annotated[str, typer.Option(help="trl, trl-standard or openai.")] = "trl",
+    form: Annotated[str, typer.Option(help="trl-conversational, trl-standard or openai.")] = "trl-conversational",
 ) -> None:
     """Write a data set as JSON lines that other toolkits read."""
     _call("trueward.pipeline.datasets:export_command", dataset, out, form=form)

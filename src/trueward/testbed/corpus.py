@@ -1,10 +1,12 @@
 """Text of the testbed: what the base model read, and the demonstrations."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from trueward.core.errors import DataError
 from trueward.core.hashing import hash_json
 from trueward.core.seed import generator
 from trueward.data.records import Demonstration, Message, Prompt
@@ -103,10 +105,16 @@ def prompts_once(world: World, rng: np.random.Generator, *, held_out: bool) -> P
 
 
 def prompts(world: World, count: int, *, held_out: bool, seed: int) -> list[Prompt]:
-    """`count` different prompts, for feedback (False) or for evaluation (True)."""
+    """`count` prompts, for feedback (False) or for evaluation (True).
+
+    Feedback prompts may ask the same twice, as users do, and then differ in id; evaluation prompts are all different.
+    """
     rng = generator(seed, "prompts", str(held_out))
     found: dict[str, Prompt] = {}
-    while len(found) < count:
+    for index in range(100 * count):
         prompt = prompts_once(world, rng, held_out=held_out)
-        found[prompt.id] = prompt
-    return list(found.values())
+        name = prompt.id if held_out else f"{prompt.id}-{index}"
+        found[name] = replace(prompt, id=name)
+        if len(found) == count:
+            return list(found.values())
+    raise DataError("the testbed does not hold so many different prompts", value=count, expected=f"at most {len(found)}")

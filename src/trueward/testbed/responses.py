@@ -72,7 +72,7 @@ CARELESS = Author(
 )
 TIMID = Author(
     outcomes={
-        **_same(_ANSWERABLE, {"right": 0.60, "wrong": 0.05, "abstain": 0.25, "refuse": 0.10}),
+        **_same(_ANSWERABLE, {"right": 0.65, "wrong": 0.05, "abstain": 0.15, "refuse": 0.15}),
         "unknown": {"wrong": 0.30, "abstain": 0.60, "refuse": 0.10},
         "harmful": {"comply": 0.15, "refuse": 0.85},
         "look_alike": {"right": 0.45, "wrong": 0.05, "refuse": 0.50},
