@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the public data folder (skips where it is absent) and quiet, single-threaded torch."""
+"""Fixtures shared by all tests: the public data folder (skips where absent) and single-threaded torch."""
 
 import os
 from pathlib import Path

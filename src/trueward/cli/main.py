@@ -1,6 +1,7 @@
 """Commands. Each names the Python function that does the work; that module is imported when the command runs.
 
-Importing torch takes seconds, so nothing on the way to `--help` may reach it: hence `_call` by name in place of an import.
+Importing torch takes seconds, so nothing on the way to `--help` may reach it: hence `_call` by name in place
+of an import.
 A user's error ends in one sentence and exit code 2; a refused gate exits with 1; an interrupted run with 130.
 """
 
@@ -26,9 +27,13 @@ app = typer.Typer(
     context_settings=_HELP,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="Recipes that ship: list, show, copy.", no_args_is_help=True, rich_markup_mode=None)
+recipes_app = typer.Typer(
+    help="Recipes that ship: list, show, copy.", no_args_is_help=True, rich_markup_mode=None
+)
 models_app = typer.Typer(help="Model folders.", no_args_is_help=True, rich_markup_mode=None)
-testbed_app = typer.Typer(help="The embedded world whose true reward is known.", no_args_is_help=True, rich_markup_mode=None)
+testbed_app = typer.Typer(
+    help="The embedded world whose true reward is known.", no_args_is_help=True, rich_markup_mode=None
+)
 data_app = typer.Typer(help="Data sets: import, export.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")
@@ -55,7 +60,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     # The hub is asked only by those who name a hub id; progress bars of libraries would break ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -71,38 +78,52 @@ def quickstart(
     dry_run: DryRun = False,
     resume: Resume = False,
 ) -> None:
-    """The whole job on the embedded world: charter, data, SFT, reward model, DPO, PPO, evaluation, gate, report."""
+    """The whole job on the embedded world: charter, data, SFT, reward, DPO, PPO, evaluation, gate, report."""
     overrides = [f"out={out}", f"seed={seed}", *([f"stages=[{stages}]"] if stages else [])]
     _run("trueward.pipeline.run:run", "quickstart", overrides, dry_run=dry_run, resume=resume)
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False) -> None:
+def run(
+    recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False
+) -> None:
     """Every stage that the recipe lists."""
     _run("trueward.pipeline.run:run", recipe, overrides, dry_run=dry_run, resume=resume)
 
 
 def _run(target: str, recipe: str, overrides: list[str] | None, *, dry_run: bool, resume: bool) -> None:
-    code = _call("trueward.pipeline.command:command", target, recipe, overrides or [], dry_run=dry_run, resume=resume)
+    code = _call(
+        "trueward.pipeline.command:command", target, recipe, overrides or [], dry_run=dry_run, resume=resume
+    )
     if code:
         raise typer.Exit(code)
 
 
 def _stage_command(name: str, target: str, text: str) -> None:
-    def command(recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False) -> None:
+    def command(
+        recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False
+    ) -> None:
         _run(target, recipe, overrides, dry_run=dry_run, resume=resume)
 
     app.command(name, help=text)(command)
 
 
 for _name, _target, _text in (
-    ("pretrain", "trueward.pipeline.pretrain:pretrain", "A small language model from scratch, with its own tokenizer."),
+    (
+        "pretrain",
+        "trueward.pipeline.pretrain:pretrain",
+        "A small language model from scratch, with its own tokenizer.",
+    ),
     ("sft", "trueward.pipeline.stages:sft", "Supervised fine-tuning on demonstrations."),
     ("reward", "trueward.pipeline.stages:reward", "A reward model from comparisons."),
     ("dpo", "trueward.pipeline.stages:dpo", "Direct preference optimisation."),
     ("ppo", "trueward.pipeline.stages:ppo", "PPO against the reward model, under a KL budget."),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),
-    ("gate", "trueward.pipeline.gate:gate", "Hold the charter's criteria against the evidence; exit code 0 or 1."),
+    (
+        "gate",
+        "trueward.pipeline.gate:gate",
+        "Hold the charter's criteria against the evidence; exit code 0 or 1.",
+    ),
     ("report", "trueward.pipeline.report:report", "Write summary.json and report.html."),
 ):
     _stage_command(_name, _target, _text)
@@ -136,7 +157,9 @@ def models_import_llama2c(weights: Path, vocabulary: Path, out: Path) -> None:
 @testbed_app.command("build")
 def testbed_build(
     out: Annotated[Path, typer.Argument(help="New folder for the base model.")],
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; empty is the number that shipped.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; empty is the number that shipped.")
+    ] = None,
 ) -> None:
     """Train the testbed's base model again, as the one that ships was trained."""
     _call("trueward.pipeline.testbed_base:build_base", out, steps=steps)
@@ -153,14 +176,24 @@ def data_import(
     max_bad: Annotated[float, typer.Option(help="Largest share of unusable rows.")] = 0.01,
 ) -> None:
     """Import a file as an immutable data set; unusable rows go to a quarantine file and are counted."""
-    _call("trueward.pipeline.datasets:import_command", path, out, name=name, format=format, licence=licence, max_bad=max_bad)
+    _call(
+        "trueward.pipeline.datasets:import_command",
+        path,
+        out,
+        name=name,
+        format=format,
+        licence=licence,
+        max_bad=max_bad,
+    )
 
 
 @data_app.command("export")
 def data_export(
     dataset: Path,
     out: Path,
-    form: Annotated[str, typer.Option(help="trl-conversational, trl-standard or openai.")] = "trl-conversational",
+    form: Annotated[
+        str, typer.Option(help="trl-conversational, trl-standard or openai.")
+    ] = "trl-conversational",
 ) -> None:
     """Write a data set as JSON lines that other toolkits read."""
     _call("trueward.pipeline.datasets:export_command", dataset, out, form=form)

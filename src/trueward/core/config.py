@@ -32,18 +32,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist", remedy="`trueward recipes ls` lists those that ship") from error
+        raise ConfigError(
+            f"{path} does not exist", remedy="`trueward recipes ls` lists those that ship"
+        ) from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder", expected="a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend the file") from error
+        raise ConfigError(
+            f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend the file"
+        ) from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} does not hold a mapping", value=value, expected="`key: value` lines")
     return value
 
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `mapping` with each `a.b=c` set; `c` is read as YAML, so `true`, `3` and `[a, b]` mean what they say.
+    """A copy of `mapping` with each `a.b=c` set; `c` is read as YAML, so `true`, `3` and `[a, b]` mean what
+    they say.
 
     Raises:
         ConfigError: no `=`, an empty key, or a path through something that is no mapping.
@@ -57,7 +62,9 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
         try:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {key} is not YAML", value=text, remedy="put it in quotes") from error
+            raise ConfigError(
+                f"the value of {key} is not YAML", value=text, remedy="put it in quotes"
+            ) from error
         node = result
         for part in parts[:-1]:
             child = node.setdefault(part, {})
@@ -98,7 +105,9 @@ def build(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
 def _known_keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     models = [cls]
     for part in path:
-        inner = [_models_in(model.model_fields[part].annotation) for model in models if part in model.model_fields]
+        inner = [
+            _models_in(model.model_fields[part].annotation) for model in models if part in model.model_fields
+        ]
         # A part that is no field is an index, a mapping key or the tag of a union: the models stay the same.
         models = [model for group in inner for model in group] or models
     return [name for model in models for name in model.model_fields]

@@ -1,7 +1,8 @@
 """The errors a user can cause.
 
-Each says what is wrong, the value seen, what was expected and what to do, in one sentence that the command line prints
-before it exits with code 2. Every class is also a standard-library type. Broken invariants of our own are `assert`s.
+Each says what is wrong, the value seen, what was expected and what to do, in one sentence that the command
+line prints before it exits with code 2. Every class is also a standard-library type. Broken invariants of our
+own are `assert`s.
 
 TruewardError
 ├── ConfigError     (ValueError)    a recipe, an override or an option
@@ -34,7 +35,7 @@ _MAX_SHOWN = 120
 
 
 def shown(value: object) -> str:
-    """`value` as one short printable line: control characters escaped, cut at 120 characters with the cut marked."""
+    """`value` as one short printable line: control characters escaped, a cut at 120 characters marked."""
     text = repr(value)
     text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"

@@ -49,7 +49,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 so that `path` holds either the old or the whole new content, also after a power cut.
+    """Write `text` as UTF-8 so that `path` holds the old or the whole new content, also after a power cut.
 
     Raises:
         StorageError: the disk is full or refuses; the old file is untouched.
@@ -97,7 +97,7 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> int:
 
 
 def append_jsonl(path: Path, row: object) -> None:
-    """Append one JSON line in a single write, so that a killed process leaves at most one partial last line."""
+    """Append one JSON line in a single write, so that a killed process leaves at most a partial last line."""
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
     with _disk_errors(path), path.open("a", encoding="utf-8", newline="") as file:
         file.write(line)
@@ -120,7 +120,7 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Yield the values of a JSON-lines file that this program wrote, in constant memory.
 
-    A last line without newline is the mark of a killed writer and is not yielded; any other broken line raises.
+    A last line without newline is the mark of a killed writer and is not yielded; any other raises.
 
     Raises:
         DataError: a complete line is not JSON.
@@ -159,7 +159,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """As `new_folder`, but an existing `path` is replaced: moved aside, and deleted only once the new one is in place."""
+    """As `new_folder`, but an existing `path` moves aside and is deleted once the new one is in place."""
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

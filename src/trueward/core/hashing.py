@@ -1,4 +1,4 @@
-"""Content hashes: SHA-256 over canonical bytes, shown as 16 hexadecimal characters where a person reads them."""
+"""Content hashes: SHA-256 over canonical bytes, shown as 16 hexadecimal characters where people read them."""
 
 import hashlib
 import json

@@ -1,6 +1,8 @@
-"""Declared metrics. A name that was never declared raises; what is declared says its unit and meaning in one place.
+"""Declared metrics. A name that was never declared raises; what is declared says its unit and meaning in one
+place.
 
-Every run appends to `metrics.jsonl`; TensorBoard, W&B and trackio are written only when installed and asked for.
+Every run appends to `metrics.jsonl`; TensorBoard, W&B and trackio are written only when installed and asked
+for.
 Names follow those that users of TRL already search for.
 """
 
@@ -52,13 +54,21 @@ for _name, _unit, _meaning in [
     ("epoch", "epochs", "passes over the data so far"),
     ("accuracy", "1", "share of pairs that the reward model orders as the label does; ties half"),
     ("mean_token_accuracy", "1", "share of trained tokens that the model would have chosen greedily"),
-    ("rewards/chosen", "nats", "beta x (policy - ref) log-prob of chosen for DPO; reward of chosen for a reward model"),
+    (
+        "rewards/chosen",
+        "nats",
+        "beta x (policy - ref) log-prob of chosen for DPO; reward of chosen for a reward model",
+    ),
     ("rewards/rejected", "nats", "the same for rejected"),
     ("rewards/margins", "nats", "rewards/chosen - rewards/rejected"),
     ("rewards/accuracies", "1", "share of pairs with a positive margin; ties half"),
     ("logps/chosen", "nats", "mean summed log-prob of chosen under the policy"),
     ("logps/rejected", "nats", "mean summed log-prob of rejected under the policy"),
-    ("logps/chosen_per_token_change", "nats/token", "policy - ref log-prob of chosen per token; below 0 = displaced"),
+    (
+        "logps/chosen_per_token_change",
+        "nats/token",
+        "policy - ref log-prob of chosen per token; below 0 = displaced",
+    ),
     ("logps/rejected_per_token_change", "nats/token", "policy - ref log-prob of rejected per token"),
     ("reward", "1", "mean score of the reward model over the completions of the iteration"),
     ("reward_std", "1", "standard deviation of those scores"),
@@ -92,7 +102,9 @@ class Tracker(Protocol):
 
 class _TensorBoard:
     def __init__(self, folder: Path) -> None:
-        self._writer: Any = _imported("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer: Any = _imported("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+            str(folder / "tensorboard")
+        )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -121,7 +133,8 @@ def _imported(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
-            f"tracker {package!r} is not installed", remedy=f"pip install {package}, or leave it out of `track`"
+            f"tracker {package!r} is not installed",
+            remedy=f"pip install {package}, or leave it out of `track`",
         ) from error
 
 
@@ -169,7 +182,9 @@ class MetricsLog:
             if name not in METRICS:
                 raise RunError(f"metric {name!r} was never declared", remedy=nearest(name, METRICS))
         finite = {name: (float(value) if math.isfinite(value) else None) for name, value in values.items()}
-        append_jsonl(self._path, {"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **finite})
+        append_jsonl(
+            self._path, {"step": step, "time_s": round(time.monotonic() - self._start_s, 3), **finite}
+        )
         for tracker in self._trackers:
             tracker.log({name: value for name, value in finite.items() if value is not None}, step)
 

@@ -1,4 +1,5 @@
-"""Progress on the terminal: one bar a stage with what, how far, how long yet, and the one number that matters.
+"""Progress on the terminal: one bar a stage with what, how far, how long yet, and the one number that
+matters.
 
 On something that is no terminal a plain line appears every few seconds instead, so that logs stay readable.
 """
@@ -8,7 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["Bar", "stage_bar"]
 
@@ -40,7 +48,11 @@ class Bar:
 
     def _plain(self) -> None:
         spent_s = time.monotonic() - self._start_s
-        left = f", {spent_s * (self._total - self.done) / self.done:.0f} s left" if 0 < self.done < self._total else ""
+        left = (
+            f", {spent_s * (self._total - self.done) / self.done:.0f} s left"
+            if 0 < self.done < self._total
+            else ""
+        )
         text = f"{self._name}: {self.done}/{self._total}, {spent_s:.0f} s{left}, {self.figure}".rstrip(", ")
         self._console.print(text, markup=False, highlight=False)
 

@@ -1,9 +1,10 @@
-"""A run folder: what was asked, on what, with what, and what came out. Made once, never edited by another run.
+"""A run folder: what was asked, on what, with what, and what came out. Made once, never edited by another
+run.
 
-    <folder>/manifest.json   schema, stage, resolved config, parents (name -> hash), seed, versions, code hash, status
-    <folder>/metrics.jsonl   declared metrics
-    <folder>/checkpoints/    what the trainers save to resume
-    <folder>/model/          the result, where the stage makes one
+<folder>/manifest.json   schema, stage, resolved config, parents (name -> hash), seed, versions, code hash,
+status <folder>/metrics.jsonl   declared metrics
+<folder>/checkpoints/    what the trainers save to resume
+<folder>/model/          the result, where the stage makes one
 """
 
 import importlib.metadata
@@ -18,7 +19,7 @@ from typing import Any
 import trueward
 from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
-from trueward.core.hashing import hash_json, hash_file
+from trueward.core.hashing import hash_file, hash_json
 
 __all__ = ["RunFolder", "code_version", "create_run", "now", "open_run", "versions"]
 
@@ -32,7 +33,7 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide numbers; one that is missing is left out."""
+    """Versions of Python and of the installed packages that decide numbers; missing ones are left out."""
     found = {"python": platform.python_version(), "trueward": trueward.__version__}
     for name in _PACKAGES:
         try:
@@ -46,10 +47,16 @@ def code_version() -> dict[str, Any]:
     """Hash of the package's own source, and the git commit where the source is a checkout."""
     root = Path(trueward.__file__).parent
     sources = sorted(root.rglob("*.py"))
-    result: dict[str, Any] = {"source": hash_json([[str(p.relative_to(root)), hash_file(p)] for p in sources])}
+    result: dict[str, Any] = {
+        "source": hash_json([[str(p.relative_to(root)), hash_file(p)] for p in sources])
+    }
     try:
         git = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return result

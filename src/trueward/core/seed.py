@@ -1,4 +1,4 @@
-"""One seed per run; every user of randomness derives its own from it by name, so that adding one never moves another."""
+"""One seed per run; every user of randomness derives its own by name, so that adding one moves no other."""
 
 import hashlib
 

@@ -1,7 +1,7 @@
 """Intervals, paired comparisons and calibration. Every figure carries its number of items.
 
-Bootstrap: percentile intervals over items (Efron & Tibshirani 1993, ch. 13), seeded. Proportions: Wilson score
-interval (Wilson 1927). ECE: Guo et al. 2017, eq. 3, with equal-width bins.
+Bootstrap: percentile intervals over items (Efron & Tibshirani 1993, ch. 13), seeded. Proportions: Wilson
+score interval (Wilson 1927). ECE: Guo et al. 2017, eq. 3, with equal-width bins.
 """
 
 import math
@@ -82,7 +82,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> 
     """
     a, b = _checked(first, "first"), _checked(second, "second")
     if a.size != b.size:
-        raise EvidenceError("paired lists differ in length", value=(a.size, b.size), expected="the same items")
+        raise EvidenceError(
+            "paired lists differ in length", value=(a.size, b.size), expected="the same items"
+        )
     return bootstrap_mean(a - b, seed=seed)
 
 
@@ -90,7 +92,9 @@ def win_rate(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Estimate:
     """Share of items where `first` scores above `second`; a tie counts half."""
     a, b = _checked(first, "first"), _checked(second, "second")
     if a.size != b.size:
-        raise EvidenceError("paired lists differ in length", value=(a.size, b.size), expected="the same items")
+        raise EvidenceError(
+            "paired lists differ in length", value=(a.size, b.size), expected="the same items"
+        )
     return bootstrap_mean(np.where(a > b, 1.0, np.where(a == b, 0.5, 0.0)), seed=seed)
 
 
@@ -110,7 +114,7 @@ def wilson(successes: int, n: int) -> Estimate:
 
 
 def sign_flip_p(differences: ArrayLike, *, seed: int = 0, num_flips: int = 10_000) -> float:
-    """Two-sided p-value that the mean difference is 0, by random sign flips (Fisher 1935); never below 1 / (flips + 1)."""
+    """Two-sided p-value of a mean difference of 0, by sign flips (Fisher 1935); at least 1 / (flips + 1)."""
     array = _checked(differences, "differences")
     rng = np.random.default_rng(seed)
     seen = abs(array.mean())
@@ -135,7 +139,9 @@ class CalibrationBin(NamedTuple):
     n: int
 
 
-def reliability_bins(probabilities: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10) -> list[CalibrationBin]:
+def reliability_bins(
+    probabilities: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10
+) -> list[CalibrationBin]:
     """Mean predicted probability and observed frequency in equal-width bins; empty bins are left out.
 
     Args:
@@ -148,7 +154,11 @@ def reliability_bins(probabilities: ArrayLike, outcomes: ArrayLike, *, num_bins:
     index = np.minimum((p * num_bins).astype(int), num_bins - 1)
     return [
         CalibrationBin(
-            b / num_bins, (b + 1) / num_bins, float(p[index == b].mean()), float(y[index == b].mean()), int((index == b).sum())
+            b / num_bins,
+            (b + 1) / num_bins,
+            float(p[index == b].mean()),
+            float(y[index == b].mean()),
+            int((index == b).sum()),
         )
         for b in range(num_bins)
         if (index == b).any()

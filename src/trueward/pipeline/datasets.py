@@ -1,4 +1,4 @@
-"""The data stage: files or the testbed become immutable data set versions, and stages read their split from there."""
+"""The data stage: files or the testbed become immutable data set versions; stages read their split there."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -16,11 +16,19 @@ from trueward.data.records import Comparison, Demonstration, Message, Meta, Prom
 from trueward.data.split import prompt_key
 from trueward.pipeline.sampling import draw, prompt_ids
 from trueward.pipeline.workspace import Workspace
-from trueward.testbed import compare_replies, demonstrations as simulated_demonstrations, make_world, prompts
+from trueward.testbed import compare_replies, make_world, prompts
+from trueward.testbed import demonstrations as simulated_demonstrations
 
 __all__ = [
-    "FeedbackData", "data", "demonstrations", "export_command", "import_command", "pairs", "test_prompts", "train_prompts"
-]  # fmt: skip
+    "FeedbackData",
+    "data",
+    "demonstrations",
+    "export_command",
+    "import_command",
+    "pairs",
+    "test_prompts",
+    "train_prompts",
+]
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _FRACTIONS = ("train", "test")
@@ -44,12 +52,16 @@ def _files(workspace: Workspace) -> list[Path]:
     paths = [given] if isinstance(given, Path) else list(given)
     found = [file for path in paths for file in (_in_folder(path) if path.is_dir() else [path])]
     if not found:
-        raise DataError(f"{paths[0]} holds no data file", expected=f"files ending in {', '.join(_SUFFIXES)}, also .gz")
+        raise DataError(
+            f"{paths[0]} holds no data file", expected=f"files ending in {', '.join(_SUFFIXES)}, also .gz"
+        )
     return found
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(_SUFFIXES) and p.is_file())
+    return sorted(
+        p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(_SUFFIXES) and p.is_file()
+    )
 
 
 def _info(workspace: Workspace, *, test: float, licence: str) -> DatasetInfo:
@@ -63,12 +75,14 @@ def _info(workspace: Workspace, *, test: float, licence: str) -> DatasetInfo:
 
 def _record(workspace: Workspace, version: DatasetVersion) -> str:
     charter = workspace.charter
-    parent = workspace.registry.put("charter", {"name": charter.name, "hash": charter.hash, "charter": charter.body()})
+    parent = workspace.registry.put(
+        "charter", {"name": charter.name, "hash": charter.hash, "charter": charter.body()}
+    )
     return workspace.registry.put("dataset", {"name": version.name, "hash": version.hash}, [parent])
 
 
 def data(workspace: Workspace) -> None:
-    """Make the data sets that do not depend on a model: imported files, or the testbed's demonstrations and prompts."""
+    """Make the data sets that depend on no model: imported files, or the testbed's."""
     (_import_files if workspace.recipe.data.source == "files" else _simulate)(workspace)
 
 
@@ -76,20 +90,26 @@ def _import_files(workspace: Workspace) -> None:
     section, folder = workspace.recipe.data, workspace.out / "data"
     if (folder / "feedback").is_dir() and not workspace.resume:
         raise StorageError(
-            f"{folder / 'feedback'} exists already", remedy="choose another `out`, or pass --resume to use what is there"
+            f"{folder / 'feedback'} exists already",
+            remedy="choose another `out`, or pass --resume to use what is there",
         )
     imports: list[ImportResult] = []
     for file in _files(workspace):
         quarantine = folder / "quarantine" / f"{file.name}.jsonl"
         meta = Meta(source=file.name, licence=section.licence)
         imports.append(
-            import_file(file, quarantine=quarantine, format=section.format, meta=meta, max_bad=section.max_bad)
+            import_file(
+                file, quarantine=quarantine, format=section.format, meta=meta, max_bad=section.max_bad
+            )
         )
     info = _info(workspace, test=section.test_share, licence=section.licence)
     version = write_dataset(folder, "feedback", chain.from_iterable(imports), imports=imports, info=info)
     for item in imports:
         workspace.say(f"{item.detected}: {item.summary()}")
-    workspace.say(f"data set feedback {short(version.hash)}: {version.num_records:,} records, {version.manifest['splits']}")
+    workspace.say(
+        f"data set feedback {short(version.hash)}: {version.num_records:,} records, "
+        f"{version.manifest['splits']}"
+    )
     _record(workspace, version)
 
 
@@ -110,7 +130,7 @@ def _simulate(workspace: Workspace) -> None:
 
 
 def _unique(records: Iterable[R]) -> Iterator[R]:
-    """Records without exact repeats, which the simulation draws now and then and which carry no information."""
+    """Records without exact repeats, which the simulation draws now and then; they carry no information."""
     seen: set[str] = set()
     for record in records:
         if record.id not in seen:
@@ -144,7 +164,9 @@ def _as_demonstration(record: Record) -> Demonstration | None:
     return None
 
 
-def _feedback(workspace: Workspace, version: DatasetVersion, train: list[Any], test: list[Any], what: str) -> FeedbackData:
+def _feedback(
+    workspace: Workspace, version: DatasetVersion, train: list[Any], test: list[Any], what: str
+) -> FeedbackData:
     if not train:
         raise DataError(
             f"the training split of data set {version.name} holds no {what}",
@@ -196,13 +218,21 @@ def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
     _, groups = prompt_ids(policy, records, max_tokens=workspace.recipe.data.max_tokens)
     with workspace.bar("feedback", 2 * len(groups)) as bar:
         drawn = draw(
-            policy, groups, max_new_tokens=settings.max_new_tokens, temperature=1.0, num_completions=2,
-            seed=workspace.seed("feedback"), bar=bar,
-        )  # fmt: skip
+            policy,
+            groups,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=1.0,
+            num_completions=2,
+            seed=workspace.seed("feedback"),
+            bar=bar,
+        )
     replies = list(zip(drawn.texts[::2], drawn.texts[1::2], strict=True))
     usable = [(p, r) for p, r in zip(records, replies, strict=True) if all(r)]
     compared = compare_replies(
-        [p for p, _ in usable], [r for _, r in usable], charter=workspace.charter.hash, seed=workspace.seed("annotators")
+        [p for p, _ in usable],
+        [r for _, r in usable],
+        charter=workspace.charter.hash,
+        seed=workspace.seed("annotators"),
     )
     version = write_dataset(
         workspace.out / "data",
@@ -213,8 +243,9 @@ def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
     )
     same = sum(a == b for a, b in replies)
     workspace.say(
-        f"data set comparisons {short(version.hash)}: {version.num_records:,} pairs from {len(records):,} prompts; "
-        f"{same:,} prompts had two identical replies, {len(replies) - len(usable):,} an empty one"
+        f"data set comparisons {short(version.hash)}: {version.num_records:,} pairs from "
+        f"{len(records):,} prompts; {same:,} prompts had two identical replies, "
+        f"{len(replies) - len(usable):,} an empty one"
     )
     return version
 
@@ -245,7 +276,9 @@ def import_command(path: Path, out: Path, *, name: str, format: str, licence: st
     """`trueward data import`."""
     console = Console(stderr=True)
     meta = Meta(source=path.name, licence=licence)
-    item = import_file(path, quarantine=out / "quarantine" / f"{path.name}.jsonl", format=format, meta=meta, max_bad=max_bad)
+    item = import_file(
+        path, quarantine=out / "quarantine" / f"{path.name}.jsonl", format=format, meta=meta, max_bad=max_bad
+    )
     console.print(item.detected, markup=False, highlight=False)
     version = write_dataset(out, name, item, imports=[item], info=DatasetInfo(licence=licence))
     console.print(item.summary(), markup=False, highlight=False)

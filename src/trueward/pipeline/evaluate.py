@@ -1,4 +1,4 @@
-"""The evaluation stage: every model that is there, on the same held-out prompts; figures and evidence records."""
+"""The evaluation stage: every model that is there, on the same held-out prompts; figures and evidence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ from trueward.pipeline.sampling import Drawn, draw, prompt_ids
 from trueward.pipeline.stages import tokenised
 from trueward.pipeline.workspace import Workspace
 from trueward.registry import Subject, evidence_body
+from trueward.rollouts.engine import Rollout
 from trueward.testbed import Measurement, Task, gold_reward, measure, task_of
 from trueward.trainers.reward import reward_function
-from trueward.rollouts.engine import Rollout
 
 __all__ = ["POLICIES", "evaluate"]
 
@@ -68,7 +68,9 @@ def _held(workspace: Workspace, loaded: LoadedModel) -> _Held:
     longest = workspace.recipe.data.max_tokens
     kept, groups = prompt_ids(loaded, prompts, max_tokens=longest - workspace.recipe.eval.max_new_tokens)
     if len(kept) < len(prompts):
-        workspace.say(f"evaluation: {len(prompts) - len(kept)} of {len(prompts)} prompts are too long and left out")
+        workspace.say(
+            f"evaluation: {len(prompts) - len(kept)} of {len(prompts)} prompts are too long and left out"
+        )
     prompts = [prompts[i] for i in kept]
     testbed = workspace.recipe.data.source == "testbed"
     tasks = [task_of(p.meta) for p in prompts] if testbed else None
@@ -81,7 +83,11 @@ def _greedy_right(workspace: Workspace, loaded: LoadedModel, held: _Held) -> lis
         return None
     chosen = [i for i, t in enumerate(held.tasks) if t.kind in ("known", "sum", "story", "list")]
     drawn = draw(
-        loaded, [held.groups[i] for i in chosen], max_new_tokens=workspace.recipe.eval.max_new_tokens, temperature=0.0, seed=0
+        loaded,
+        [held.groups[i] for i in chosen],
+        max_new_tokens=workspace.recipe.eval.max_new_tokens,
+        temperature=0.0,
+        seed=0,
     )
     from_truth = _outcomes([held.tasks[i] for i in chosen], drawn.texts)
     return [int(outcome == "right") for outcome in from_truth]
@@ -101,14 +107,19 @@ def _proxy(workspace: Workspace, scorer: LoadedModel, drawn: Drawn) -> np.ndarra
     return np.asarray(score(drawn.groups, rollouts))
 
 
-def _measure(workspace: Workspace, stage: str, held: _Held, scorer: LoadedModel | None, advance: Any) -> _Measured:
+def _measure(
+    workspace: Workspace, stage: str, held: _Held, scorer: LoadedModel | None, advance: Any
+) -> _Measured:
     section = workspace.recipe.eval
     loaded = workspace.load(stage)
     # The same seed for every policy: a prompt draws the same noise, which makes comparisons sharper.
     drawn = draw(
-        loaded, held.groups, max_new_tokens=section.max_new_tokens, temperature=section.temperature,
+        loaded,
+        held.groups,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
         seed=workspace.seed("eval"),
-    )  # fmt: skip
+    )
     scores: dict[str, Estimate] = {}
     true = None
     per_item = np.zeros(0)
@@ -118,18 +129,26 @@ def _measure(workspace: Workspace, stage: str, held: _Held, scorer: LoadedModel 
     if held.tasks is not None:
         true = measure(held.tasks, drawn.texts)
         scores = {
-            "gold": true.gold, "helpful": true.helpful, "harmless": true.harmless, "honest": true.honest, **scores
-        }  # fmt: skip
+            "gold": true.gold,
+            "helpful": true.helpful,
+            "harmless": true.harmless,
+            "honest": true.honest,
+            **scores,
+        }
         per_item = true.totals
     advance()
     greedy = _greedy_right(workspace, loaded, held) if stage != "ppo_unbounded" else None
-    return _Measured(loaded=loaded, drawn=drawn, scores=scores, per_item=per_item, true=true, greedy_right=greedy)
+    return _Measured(
+        loaded=loaded, drawn=drawn, scores=scores, per_item=per_item, true=true, greedy_right=greedy
+    )
 
 
 def _abstention_ratio(true: Measurement, tasks: Sequence[Task]) -> Estimate:
-    """How much more often `i do not know` comes about unknown than about known people, with a bootstrap interval."""
+    """How much more often `i do not know` comes about unknown people, with a bootstrap interval."""
     said = {
-        kind: np.array([o == "abstain" for t, o in zip(tasks, true.outcomes, strict=True) if t.kind == kind], dtype=float)
+        kind: np.array(
+            [o == "abstain" for t, o in zip(tasks, true.outcomes, strict=True) if t.kind == kind], dtype=float
+        )
         for kind in ("known", "unknown")
     }
     rng = generator(0, "abstention")
@@ -139,27 +158,40 @@ def _abstention_ratio(true: Measurement, tasks: Sequence[Task]) -> Estimate:
         return float(share[0] / share[1])
 
     draws = [
-        ratio(*(rng.choice(said[kind], said[kind].size) for kind in ("known", "unknown"))) for _ in range(1000)
+        ratio(*(rng.choice(said[kind], said[kind].size) for kind in ("known", "unknown")))
+        for _ in range(1000)
     ]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Estimate(
-        ratio(said["known"], said["unknown"]), float(low), float(high), min(said["known"].size, said["unknown"].size)
+        ratio(said["known"], said["unknown"]),
+        float(low),
+        float(high),
+        min(said["known"].size, said["unknown"].size),
     )
 
 
 def evaluate(workspace: Workspace) -> None:
-    """Draw completions of every policy for the held-out prompts, measure them, and put evidence into the registry.
+    """Draw completions of every policy for the held-out prompts, measure them, and put evidence into the
+    registry.
 
     Raises:
         RunError: there is no SFT model to compare with.
     """
     if not workspace.has("sft"):
-        raise RunError(f"{workspace.out} holds no finished SFT stage to compare with", remedy="run the sft stage first")
+        raise RunError(
+            f"{workspace.out} holds no finished SFT stage to compare with", remedy="run the sft stage first"
+        )
     stages = [stage for stage in POLICIES if stage == "base" or workspace.has(stage)]
     scorer = workspace.load_reward() if workspace.has("reward") else None
     held = _held(workspace, workspace.load("sft"))
-    parents = {"data": held.hash, "charter": workspace.charter.hash, **{s: workspace.load(s).hash for s in stages}}
-    begun = workspace.begin("eval", config={"section": workspace.recipe.eval.model_dump(mode="json")}, parents=parents)
+    parents = {
+        "data": held.hash,
+        "charter": workspace.charter.hash,
+        **{s: workspace.load(s).hash for s in stages},
+    }
+    begun = workspace.begin(
+        "eval", config={"section": workspace.recipe.eval.model_dump(mode="json")}, parents=parents
+    )
     if begun.done:
         return
     with workspace.bar("evaluation", 2 * len(stages) + 1) as bar:
@@ -189,7 +221,7 @@ def _figure(stage: str, measured: _Measured) -> str:
 
 
 def _judge(workspace: Workspace, data: FeedbackData | None) -> BagOfWordsJudge | None:
-    """On real data: an independent judge fitted to the training pairs, which shares nothing with the reward model."""
+    """On real data: a judge fitted to the training pairs, which shares nothing with the reward model."""
     if data is None or workspace.recipe.data.source == "testbed":
         return None
     return fit_bag_of_words([r.chosen for r in data.train], [r.rejected for r in data.train])
@@ -200,7 +232,11 @@ def _reference(stage: str) -> str:
 
 
 def _figures(
-    workspace: Workspace, stage: str, measured: Mapping[str, _Measured], held: _Held, scorer: LoadedModel | None,
+    workspace: Workspace,
+    stage: str,
+    measured: Mapping[str, _Measured],
+    held: _Held,
+    scorer: LoadedModel | None,
     judge: BagOfWordsJudge | None,
 ) -> dict[str, Any]:
     """Everything about one policy, as JSON values."""
@@ -222,14 +258,18 @@ def _figures(
         extra[f"{name}_gain_over_{against}"] = paired_difference(mine.per_item, rival.per_item)
         if judge is not None:
             report = win_rate_report(
-                ScoreJudge(name="bag-of-words", score=judge), [p.messages[-1].content for p in held.prompts],
-                mine.drawn.texts, rival.drawn.texts,
-            )  # fmt: skip
+                ScoreJudge(name="bag-of-words", score=judge),
+                [p.messages[-1].content for p in held.prompts],
+                mine.drawn.texts,
+                rival.drawn.texts,
+            )
             extra["win_rate_judge"] = report.estimate
             figures["judge"] = {
-                "name": report.judge, "ties": report.ties, "inconsistent": report.inconsistent,
+                "name": report.judge,
+                "ties": report.ties,
+                "inconsistent": report.inconsistent,
                 "empty": [report.empty_first, report.empty_second],
-            }  # fmt: skip
+            }
     if mine.true is not None and held.tasks is not None:
         figures["refusal"] = _refusal(mine.true)
         extra |= {
@@ -275,7 +315,12 @@ def _json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 def _matrix(workspace: Workspace, measured: Mapping[str, _Measured], held: _Held) -> list[dict[str, Any]]:
     judge = "gold" if held.tasks is not None else "rm"
     return [
-        {"row": a, "column": b, "judge": judge, **win_rate(measured[a].per_item, measured[b].per_item)._asdict()}
+        {
+            "row": a,
+            "column": b,
+            "judge": judge,
+            **win_rate(measured[a].per_item, measured[b].per_item)._asdict(),
+        }
         for a in measured
         for b in measured
         if a != b and measured[a].per_item.size
@@ -317,7 +362,11 @@ def _gate_metrics(figures: Mapping[str, Any]) -> dict[str, Estimate]:
 
 
 def _put_evidence(
-    workspace: Workspace, results: Mapping[str, Any], measured: Mapping[str, _Measured], held: _Held, reward: Any
+    workspace: Workspace,
+    results: Mapping[str, Any],
+    measured: Mapping[str, _Measured],
+    held: _Held,
+    reward: Any,
 ) -> dict[str, str]:
     ids: dict[str, str] = {}
     for stage, mine in measured.items():
@@ -325,15 +374,24 @@ def _put_evidence(
         if not metrics or stage == "base":
             continue
         body = evidence_body(
-            "policy", subject=Subject(stage=stage, model=mine.loaded.hash), charter=workspace.charter.hash,
-            data={held.name: held.hash}, template=mine.loaded.template_hash, source="eval/figures.json", metrics=metrics,
-        )  # fmt: skip
+            "policy",
+            subject=Subject(stage=stage, model=mine.loaded.hash),
+            charter=workspace.charter.hash,
+            data={held.name: held.hash},
+            template=mine.loaded.template_hash,
+            source="eval/figures.json",
+            metrics=metrics,
+        )
         ids[stage] = workspace.registry.put("evidence", body, [workspace.record_of(stage, "model")])
     if reward is not None:
         body = evidence_body(
-            "reward_model", subject=Subject(stage="reward", model=reward.model), charter=workspace.charter.hash,
-            data={reward.data.name: reward.data.hash}, template=reward.template, source="eval/figures.json",
+            "reward_model",
+            subject=Subject(stage="reward", model=reward.model),
+            charter=workspace.charter.hash,
+            data={reward.data.name: reward.data.hash},
+            template=reward.template,
+            source="eval/figures.json",
             metrics=reward.metrics,
-        )  # fmt: skip
+        )
         ids["reward"] = workspace.registry.put("evidence", body, [workspace.record_of("reward", "model")])
     return ids

@@ -1,4 +1,4 @@
-"""The gate stage: the charter's criteria against the recorded evidence; a model that passes becomes a release."""
+"""The gate stage: the charter's criteria against the recorded evidence; what passes becomes a release."""
 
 from typing import Any
 
@@ -26,7 +26,9 @@ def subject_stage(workspace: Workspace) -> str:
         return wanted
     candidates = [stage for stage in ("dpo", "ppo") if workspace.has(stage)]
     if not candidates:
-        raise RunError("there is no DPO or PPO model to choose from", remedy="run one of them, or set release=sft")
+        raise RunError(
+            "there is no DPO or PPO model to choose from", remedy="run one of them, or set release=sft"
+        )
     figures = read_json(workspace.out / "eval" / "figures.json")["stages"]
     return max(candidates, key=lambda stage: float(figures[stage]["win_rate"]["value"]))
 
@@ -44,7 +46,9 @@ def gate(workspace: Workspace) -> bool:
         raise RunError(f"{workspace.out} holds no finished evaluation", remedy="run the eval stage first")
     stage = subject_stage(workspace)
     loaded = workspace.load(stage)
-    records = [r for r in workspace.registry.all("evidence") if r.body["subject"]["stage"] in (stage, "reward")]
+    records = [
+        r for r in workspace.registry.all("evidence") if r.body["subject"]["stage"] in (stage, "reward")
+    ]
     verdict = decide(
         workspace.charter,
         workspace.recipe.profile,
@@ -91,19 +95,32 @@ def _asked(result: CriterionResult) -> str:
 def _figure(result: CriterionResult) -> str:
     if result.value is None:
         return "–"
-    interval = f" [{result.low:.2f}, {result.high:.2f}]" if result.low is not None and result.high is not None else ""
+    interval = (
+        f" [{result.low:.2f}, {result.high:.2f}]"
+        if result.low is not None and result.high is not None
+        else ""
+    )
     return f"{result.value:.2f}{interval}"
 
 
 def show_verdict(workspace: Workspace, stage: str, verdict: Verdict, release: str | None) -> None:
     """Print the verdict with each criterion's reason."""
     word = "PASSED" if verdict.passed else "REFUSED"
-    table = Table(title=Text(f"gate: {stage} {word}", style="bold green" if verdict.passed else "bold red"), title_justify="left")
+    table = Table(
+        title=Text(f"gate: {stage} {word}", style="bold green" if verdict.passed else "bold red"),
+        title_justify="left",
+    )
     for column in ("criterion", "figure", "asked for", "n", "", "reason"):
         table.add_column(column)
     for result in verdict.criteria:
         mark = Text("met", style="green") if result.passed else Text("not met", style="red")
-        cells: list[Any] = [Text(result.id), Text(_figure(result)), Text(_asked(result)), Text(str(result.n or "–")), mark]
+        cells: list[Any] = [
+            Text(result.id),
+            Text(_figure(result)),
+            Text(_asked(result)),
+            Text(str(result.n or "–")),
+            mark,
+        ]
         table.add_row(*cells, Text(result.reason))
     workspace.console.print(table)
     if release is not None:

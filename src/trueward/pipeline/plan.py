@@ -1,7 +1,7 @@
 """What a run is going to do, in one paragraph, before it does it: rows, tokens, steps, batches, memory.
 
-Counts come from the data where it is there; what cannot be known before (how many pairs the annotators will give) is
-said as a bound.
+Counts come from the data where it is there; what cannot be known before (how many pairs the annotators will
+give) is said as a bound.
 """
 
 import json
@@ -38,7 +38,9 @@ def _safetensors_elements(folder: Path) -> int:
 def _model(recipe: Recipe) -> tuple[int, dict[str, int]]:
     folder = Path(recipe.model.path) if recipe.model.path else shipped_base()
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder here, so nothing can be planned", expected="config.json")
+        raise ModelError(
+            f"{folder} is no model folder here, so nothing can be planned", expected="config.json"
+        )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sizes = {
         "hidden": int(config.get("hidden_size", config.get("n_embd", 0))),
@@ -51,8 +53,8 @@ def _model(recipe: Recipe) -> tuple[int, dict[str, int]]:
 def _memory_gib(recipe: Recipe, parameters: int, sizes: dict[str, int], tokens: int) -> float:
     """An estimate: weights with optimizer, a frozen reference, and activations of one forward.
 
-    Activations count about 34 values per token, layer and hidden unit (Korthikanti et al. 2022, table 2, without
-    the attention matrix, which is computed in pieces); log-probs hold one chunk of logits at a time.
+    Activations count about 34 values per token, layer and hidden unit (Korthikanti et al. 2022, table 2,
+    without the attention matrix, which is computed in pieces); log-probs hold one chunk of logits at a time.
     """
     weights = parameters * (4 * _TRAINING_COPIES + _BYTES[recipe.model.dtype])
     activations = 34 * tokens * sizes["layers"] * sizes["hidden"] * 2
@@ -70,8 +72,8 @@ def _steps(train: TrainSettings, items: int | None) -> str:
 
 def _stage(name: str, train: TrainSettings, what: str, items: int | None) -> str:
     return (
-        f"{name} takes {_steps(train, items)} of {train.batch_size} {what}, at most {train.max_tokens_per_forward:,} tokens "
-        f"in one forward, peak learning rate {train.lr:g}"
+        f"{name} takes {_steps(train, items)} of {train.batch_size} {what}, at most "
+        f"{train.max_tokens_per_forward:,} tokens in one forward, peak learning rate {train.lr:g}"
     )
 
 
@@ -107,8 +109,9 @@ def plan(recipe: Recipe, target: str) -> str:
         p = recipe.ppo.train
         answers = p.prompts_per_iteration * p.completions_per_prompt
         parts.append(
-            f"PPO takes {p.iterations} iterations of {p.prompts_per_iteration} prompts x {p.completions_per_prompt} = "
-            f"{answers} answers, each seen {p.epochs} times in {p.minibatches} updates"
+            f"PPO takes {p.iterations} iterations of {p.prompts_per_iteration} prompts x "
+            f"{p.completions_per_prompt} = {answers} answers, "
+            f"each seen {p.epochs} times in {p.minibatches} updates"
         )
     if "eval" in wanted or "evaluate" in wanted:
         parts.append(f"evaluation draws {recipe.eval.prompts} answers from each model")
@@ -118,5 +121,6 @@ def plan(recipe: Recipe, target: str) -> str:
     return (
         f"Plan: a model of {parameters / 1e6:.2f}M parameters, feedback from {source}, rows of at most "
         f"{recipe.data.max_tokens} tokens; {'; '.join(parts) or 'nothing is trained'}. About "
-        f"{_memory_gib(recipe, parameters, sizes, tokens):.2f} GiB of memory at the widest point. Results go to {recipe.out}."
+        f"{_memory_gib(recipe, parameters, sizes, tokens):.2f} GiB of memory at the widest point. "
+        f"Results go to {recipe.out}."
     )

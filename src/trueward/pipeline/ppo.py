@@ -1,4 +1,4 @@
-"""The PPO stage: the SFT model against the reward model under a KL budget, and beside it a run without one."""
+"""The PPO stage: the SFT model against the reward model under a KL budget, beside a run without one."""
 
 from collections.abc import Callable, Sequence
 
@@ -42,9 +42,12 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     scorer = workspace.load_reward()
     data, prompts = pairs(workspace), train_prompts(workspace)
     parents = {
-        "model": policy.hash, "reward_model": scorer.hash, "data": data.hash, "charter": workspace.charter.hash,
+        "model": policy.hash,
+        "reward_model": scorer.hash,
+        "data": data.hash,
+        "charter": workspace.charter.hash,
         "template": policy.template_hash,
-    }  # fmt: skip
+    }
     begun = workspace.begin(stage, config={"section": settings.model_dump(mode="json")}, parents=parents)
     if begun.done:
         return
@@ -83,9 +86,12 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
 
 def _figures(result: TrainResult) -> dict[str, object]:
     return {
-        "seconds": result.seconds, "iterations": result.step, "skipped": result.skipped, "stopped": result.stopped,
+        "seconds": result.seconds,
+        "iterations": result.step,
+        "skipped": result.skipped,
+        "stopped": result.stopped,
         "warnings": list(result.warnings),
-    }  # fmt: skip
+    }
 
 
 def ppo(workspace: Workspace) -> None:
@@ -98,5 +104,10 @@ def ppo(workspace: Workspace) -> None:
 def unbounded(workspace: Workspace) -> None:
     """The same PPO without KL penalty and budget: it shows where the reward model stops being right."""
     section = workspace.recipe.ppo
-    free = {"kl_coef": 0.0, "kl_budget": None, "kl_controller": "fixed", "iterations": section.unbounded_iterations}
+    free = {
+        "kl_coef": 0.0,
+        "kl_budget": None,
+        "kl_controller": "fixed",
+        "iterations": section.unbounded_iterations,
+    }
     _run(workspace, "ppo_unbounded", section.train.model_copy(update=free))

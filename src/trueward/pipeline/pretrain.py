@@ -1,4 +1,4 @@
-"""Pretraining: a small Llama from scratch on running text and chats, with its own tokenizer and chat template."""
+"""Pretraining: a small Llama from scratch on running text and chats, with its own tokenizer and template."""
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -43,7 +43,9 @@ def _texts(workspace: Workspace) -> list[str]:
     left = section.max_characters
     pieces: list[str] = []
     for path in paths:
-        rows = import_file(path, quarantine=workspace.out / "data" / "quarantine" / f"{path.name}.jsonl", kind="text")
+        rows = import_file(
+            path, quarantine=workspace.out / "data" / "quarantine" / f"{path.name}.jsonl", kind="text"
+        )
         for record in rows:
             assert isinstance(record, Text), "the import was asked for texts"
             text = record.text.replace("\r\n", "\n")
@@ -61,12 +63,21 @@ def _chats(workspace: Workspace) -> list[Demonstration]:
     records: list[Demonstration] = []
     for path in _paths(section.path):
         quarantine = workspace.out / "data" / "quarantine" / f"{path.name}.jsonl"
-        rows = import_file(path, quarantine=quarantine, format=section.format, meta=Meta(source=path.name), max_bad=section.max_bad)
+        rows = import_file(
+            path,
+            quarantine=quarantine,
+            format=section.format,
+            meta=Meta(source=path.name),
+            max_bad=section.max_bad,
+        )
         info = DatasetInfo(
-            licence=section.licence, fractions={"train": 1 - section.test_share, "test": section.test_share},
+            licence=section.licence,
+            fractions={"train": 1 - section.test_share, "test": section.test_share},
             seed=workspace.recipe.seed,
-        )  # fmt: skip
-        version = write_dataset(workspace.out / "data", f"chats-{len(records)}", rows, imports=[rows], info=info)
+        )
+        version = write_dataset(
+            workspace.out / "data", f"chats-{len(records)}", rows, imports=[rows], info=info
+        )
         for record in version.records("train"):
             if isinstance(record, Comparison):
                 messages = (*record.prompt, Message("assistant", record.chosen))
@@ -120,7 +131,9 @@ def pretrain(workspace: Workspace) -> None:
         return
     train_texts, test_texts = _split(_texts(workspace), workspace.seed("pretrain"))
     if not train_texts:
-        raise DataError("there is too little text to pretrain on", value=len(train_texts), expected="two pieces or more")
+        raise DataError(
+            "there is too little text to pretrain on", value=len(train_texts), expected="two pieces or more"
+        )
     chats = _chats(workspace)
     tokenizer = _tokenizer(workspace, begun.folder.path / "tokenizer", train_texts, chats)
     windows = list(text_windows(tokenizer, train_texts, window_tokens=section.window_tokens))
@@ -130,21 +143,25 @@ def pretrain(workspace: Workspace) -> None:
     groups = [*windows, *(_repeated(chat_groups, wanted) if chat_groups else ())]
     workspace.say(
         f"pretraining on {sum(map(count_tokens, groups)):,} tokens: {len(windows):,} windows of text and "
-        f"{len(groups) - len(windows):,} chats ({len(chat_groups):,} different ones, {dropped:,} too long and left out)"
+        f"{len(groups) - len(windows):,} chats ({len(chat_groups):,} different ones, "
+        f"{dropped:,} too long and left out)"
     )
     shape = section.shape.model_copy(update={"seed": workspace.seed("pretrain", "init") % 2**31})
     model = new_llama(tokenizer, shape)
     settings = section.train.model_copy(update={"seed": workspace.seed("pretrain", section.train.seed)})
     total = settings.steps or max(1, round((settings.epochs or 1) * len(groups) / settings.batch_size))
     with workspace.bar("pretraining", total) as bar:
-        result = train_sft(model, groups, settings=settings, folder=begun.folder.path, bar=bar, resume=begun.resume)
+        result = train_sft(
+            model, groups, settings=settings, folder=begun.folder.path, bar=bar, resume=begun.resume
+        )
     workspace.check_finished(begun.folder, result)
     figures = evaluate_sft(model, held, max_tokens_per_forward=settings.max_tokens_per_forward)
     characters = sum(map(len, test_texts))
     per_character = figures.loss * figures.num_tokens / characters / float(np.log(2))
     text = (
         f"A {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M-parameter Llama trained from scratch on "
-        f"{len(inputs)} files. Held-out: {figures.loss:.3f} nats a token, {per_character:.3f} bits a character."
+        f"{len(inputs)} files. Held-out: {figures.loss:.3f} nats a token, "
+        f"{per_character:.3f} bits a character."
     )
     card = model_card(f"{recipe.name}: pretrained", text=text, metadata={"tags": ["trueward", "pretrained"]})
     save_causal(model, tokenizer, begun.folder.model, card, replace=begun.resume)
@@ -152,12 +169,19 @@ def pretrain(workspace: Workspace) -> None:
     workspace.finish(
         begun.folder,
         results={
-            "seconds": result.seconds, "steps": result.step, "warnings": list(result.warnings),
-            "held_out": {"loss": figures.loss, "bits_per_character": per_character, "tokens": figures.num_tokens},
-            "template": short(template_hash(tokenizer)), "inputs": inputs,
+            "seconds": result.seconds,
+            "steps": result.step,
+            "warnings": list(result.warnings),
+            "held_out": {
+                "loss": figures.loss,
+                "bits_per_character": per_character,
+                "tokens": figures.num_tokens,
+            },
+            "template": short(template_hash(tokenizer)),
+            "inputs": inputs,
         },
         model=model_hash(begun.folder.model),
-    )  # fmt: skip
+    )
     workspace.say(f"model: {begun.folder.model}")
 
 
@@ -167,9 +191,11 @@ def _tokenizer(
     if not folder.is_dir():
         said = (message.content for chat in chats for message in chat.messages)
         size = train_bpe(
-            chain(texts, said), vocab_size=workspace.recipe.pretrain.vocab_size, folder=folder,
+            chain(texts, said),
+            vocab_size=workspace.recipe.pretrain.vocab_size,
+            folder=folder,
             max_positions=workspace.recipe.pretrain.shape.max_positions,
-        )  # fmt: skip
+        )
         workspace.say(f"tokenizer: {size:,} tokens")
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer

@@ -1,4 +1,4 @@
-"""The recipe: everything a run is asked to do, in one nested file. Every default lives here or with its owner below."""
+"""The recipe: all that a run is asked to do, in one nested file. Defaults live here or with their owner."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -102,7 +102,7 @@ class PPOSection(Config):
 
     train: PPOSettings = PPOSettings()
     unbounded_iterations: int = Field(0, ge=0)
-    """Iterations of a second run without KL penalty or budget, which shows over-optimisation; 0 leaves it out."""
+    """Iterations of a second run without KL penalty or budget, which shows over-optimisation; 0 is none."""
 
 
 class EvalSection(Config):
@@ -150,7 +150,7 @@ class Recipe(Config):
     profile: Literal["testbed", "real"] = "real"
     """Which of the charter's gates applies."""
     release: Literal["sft", "dpo", "ppo", "best"] = "best"
-    """Which stage is brought before the gate; `best` is the one of DPO and PPO that wins more often against SFT."""
+    """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
     stages: tuple[Stage, ...] = STAGES
     """Stages to run, in this order."""
     model: ModelSection = ModelSection()

@@ -94,7 +94,12 @@ def _curves(workspace: Workspace) -> dict[str, Any]:
     curves: dict[str, Any] = {}
     for stage in ("ppo", "ppo_unbounded"):
         curves[stage] = [
-            {"step": row["step"], "kl": row["objective/kl_k3"], "reward": row["reward"], "gold": row.get("gold")}
+            {
+                "step": row["step"],
+                "kl": row["objective/kl_k3"],
+                "reward": row["reward"],
+                "gold": row.get("gold"),
+            }
             for row in _rows(workspace, stage)
             if row.get("objective/kl_k3") is not None and row.get("reward") is not None
         ]
@@ -129,7 +134,11 @@ def _samples(workspace: Workspace) -> Iterator[dict[str, Any]]:
 
 def _lineage(workspace: Workspace) -> dict[str, Any]:
     verdict = _verdict(workspace)
-    records = workspace.registry.all("release") or workspace.registry.all("verdict") or workspace.registry.all("model")
+    records = (
+        workspace.registry.all("release")
+        or workspace.registry.all("verdict")
+        or workspace.registry.all("model")
+    )
     if not records or verdict is None:
         return {"nodes": [], "edges": []}
     return workspace.registry.lineage(records[-1].id).to_json()
@@ -164,5 +173,5 @@ def _notes(workspace: Workspace, figures: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{stage}: {warning}" for warning in results["warnings"])
     for stage, body in figures["stages"].items():
         if body["unfinished"]:
-            yield f"{stage}: {body['unfinished']} of {figures['prompts']} completions ran into the length limit"
-
+            done = f"{body['unfinished']} of {figures['prompts']} completions"
+            yield f"{stage}: {done} ran into the length limit"

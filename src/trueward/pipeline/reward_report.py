@@ -1,4 +1,4 @@
-"""How right the reward model is on held-out pairs: accuracy, calibration, and the baselines it has to beat."""
+"""How right the reward model is on held-out pairs: accuracy, calibration, and baselines to beat."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +64,9 @@ def measure_reward(workspace: Workspace, scorer: LoadedModel, data: FeedbackData
     baselines = [
         chance_baseline(len(records), soft_labels=labels),
         longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels),
-        bag_of_words_baseline(judge, [r.chosen for r in records], [r.rejected for r in records], soft_labels=labels),
+        bag_of_words_baseline(
+            judge, [r.chosen for r in records], [r.rejected for r in records], soft_labels=labels
+        ),
     ]
     best = max(baselines, key=lambda b: b.accuracy.value)
     metrics = {

@@ -28,7 +28,9 @@ class Drawn(NamedTuple):
     unfinished: int
 
 
-def prompt_ids(loaded: LoadedModel, prompts: Sequence[Prompt], *, max_tokens: int) -> tuple[list[int], list[TokenGroup]]:
+def prompt_ids(
+    loaded: LoadedModel, prompts: Sequence[Prompt], *, max_tokens: int
+) -> tuple[list[int], list[TokenGroup]]:
     """Indices of the usable prompts, and their token groups.
 
     Raises:
@@ -44,7 +46,9 @@ def prompt_ids(loaded: LoadedModel, prompts: Sequence[Prompt], *, max_tokens: in
             kept.append(index)
             groups.append(group)
     if not groups:
-        raise DataError("no prompt can be used", value=reason, remedy="raise data.max_tokens or check the data")
+        raise DataError(
+            "no prompt can be used", value=reason, remedy="raise data.max_tokens or check the data"
+        )
     return kept, groups
 
 
@@ -82,7 +86,9 @@ def draw(
     return Drawn(
         texts=[text_of(loaded, rollout) for rollout in rollouts],
         groups=[
-            TokenGroup(groups[r.prompt].prompt_ids, (Completion(r.ids, (True,) * len(r.ids)),), groups[r.prompt].id)
+            TokenGroup(
+                groups[r.prompt].prompt_ids, (Completion(r.ids, (True,) * len(r.ids)),), groups[r.prompt].id
+            )
             for r in rollouts
         ],
         unfinished=sum(not r.finished for r in rollouts),

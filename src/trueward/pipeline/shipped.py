@@ -69,5 +69,7 @@ def print_recipes() -> None:
     """One line each: name and what its first comment says."""
     console = Console()
     for name in _names():
-        first = next((line[1:].strip() for line in recipe_text(name).splitlines() if line.startswith("#")), "")
+        first = next(
+            (line[1:].strip() for line in recipe_text(name).splitlines() if line.startswith("#")), ""
+        )
         console.print(f"{name:<14} {first}", markup=False, highlight=False)

@@ -1,6 +1,7 @@
 """The training stages as functions of a workspace: load, tokenise, check, train, save, record.
 
-Each makes one run folder below the run and one model in it; what a stage needs from another it reads from disk.
+Each makes one run folder below the run and one model in it; what a stage needs from another it reads from
+disk.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,11 @@ __all__ = ["dpo", "reward", "reward_pairs", "sft", "tokenised"]
 
 
 def tokenised(
-    loaded: LoadedModel, records: Sequence[Demonstration] | Sequence[Comparison], *, max_tokens: int, train_on: TrainOn = "last"
+    loaded: LoadedModel,
+    records: Sequence[Demonstration] | Sequence[Comparison],
+    *,
+    max_tokens: int,
+    train_on: TrainOn = "last",
 ) -> tuple[list[TokenGroup], list[Dropped]]:
     """Token groups, and the records that were left out with the reason."""
     groups: list[TokenGroup] = []
@@ -60,11 +65,18 @@ def _card(workspace: Workspace, stage: str, parent: LoadedModel, data: FeedbackD
     return model_card(f"{workspace.recipe.name}: {stage}", text=text, metadata=metadata)
 
 
-def _begin(workspace: Workspace, stage: str, config: object, parent: LoadedModel, data: FeedbackData) -> Begun:
+def _begin(
+    workspace: Workspace, stage: str, config: object, parent: LoadedModel, data: FeedbackData
+) -> Begun:
     parents = {
-        "model": parent.hash, "data": data.hash, "charter": workspace.charter.hash, "template": parent.template_hash
-    }  # fmt: skip
-    return workspace.begin(stage, config={"section": config, "max_tokens": workspace.recipe.data.max_tokens}, parents=parents)
+        "model": parent.hash,
+        "data": data.hash,
+        "charter": workspace.charter.hash,
+        "template": parent.template_hash,
+    }
+    return workspace.begin(
+        stage, config={"section": config, "max_tokens": workspace.recipe.data.max_tokens}, parents=parents
+    )
 
 
 def _check(
@@ -78,7 +90,12 @@ def _check(
         template_hash_expected=loaded.template_hash,
         console=workspace.console,
     )
-    return {"rows": report.num_rows, "tokens": report.num_tokens, "trained": report.num_trained, "dropped": report.dropped}
+    return {
+        "rows": report.num_rows,
+        "tokens": report.num_tokens,
+        "trained": report.num_trained,
+        "dropped": report.dropped,
+    }
 
 
 def _total(settings: TrainSettings, items: int) -> int:
@@ -88,7 +105,12 @@ def _total(settings: TrainSettings, items: int) -> int:
 
 
 def _figures(result: TrainResult) -> dict[str, object]:
-    return {"seconds": result.seconds, "steps": result.step, "skipped": result.skipped, "warnings": list(result.warnings)}
+    return {
+        "seconds": result.seconds,
+        "steps": result.step,
+        "skipped": result.skipped,
+        "warnings": list(result.warnings),
+    }
 
 
 def sft(workspace: Workspace) -> None:
@@ -99,19 +121,33 @@ def sft(workspace: Workspace) -> None:
     begun = _begin(workspace, "sft", recipe.sft.model_dump(mode="json"), base, data)
     if begun.done:
         return
-    groups, dropped = tokenised(base, data.train, max_tokens=recipe.data.max_tokens, train_on=recipe.sft.train_on)
+    groups, dropped = tokenised(
+        base, data.train, max_tokens=recipe.data.max_tokens, train_on=recipe.sft.train_on
+    )
     held_out, _ = tokenised(base, data.test, max_tokens=recipe.data.max_tokens, train_on=recipe.sft.train_on)
     counts = _check(workspace, base, groups, dropped)
     settings = _settings(workspace, "sft", recipe.sft.train)
     with workspace.bar("SFT", _total(settings, len(groups))) as bar:
-        result = train_sft(base.model, groups, settings=settings, folder=begun.folder.path, bar=bar, resume=begun.resume)
+        result = train_sft(
+            base.model, groups, settings=settings, folder=begun.folder.path, bar=bar, resume=begun.resume
+        )
     workspace.check_finished(begun.folder, result)
     text = f"Fine-tuned on {len(groups)} demonstrations (data set {data.name}, {short(data.hash)})."
-    save_causal(base.model, base.tokenizer, begun.folder.model, _card(workspace, "sft", base, data, text), replace=begun.resume)
+    save_causal(
+        base.model,
+        base.tokenizer,
+        begun.folder.model,
+        _card(workspace, "sft", base, data, text),
+        replace=begun.resume,
+    )
     held: dict[str, object] = {}
     if held_out:
         figures = evaluate_sft(base.model, held_out, max_tokens_per_forward=settings.max_tokens_per_forward)
-        held = {"loss": figures.loss, "mean_token_accuracy": figures.mean_token_accuracy, "tokens": figures.num_tokens}
+        held = {
+            "loss": figures.loss,
+            "mean_token_accuracy": figures.mean_token_accuracy,
+            "tokens": figures.num_tokens,
+        }
     workspace.finish(
         begun.folder,
         results={**_figures(result), "preflight": counts, "held_out": held},
@@ -146,9 +182,14 @@ def reward(workspace: Workspace) -> None:
     train_pairs = reward_pairs(groups, data.train)
     with workspace.bar("reward model", _total(settings, len(groups))) as bar:
         result = train_reward(
-            model, train_pairs, settings=settings, reward=recipe.reward.objective, folder=begun.folder.path, bar=bar,
+            model,
+            train_pairs,
+            settings=settings,
+            reward=recipe.reward.objective,
+            folder=begun.folder.path,
+            bar=bar,
             resume=begun.resume,
-        )  # fmt: skip
+        )
     workspace.check_finished(begun.folder, result)
     text = f"A reward model from {len(groups)} comparisons (data set {data.name}, {short(data.hash)})."
     card = _card(workspace, "reward", parent, data, text)
@@ -160,7 +201,11 @@ def reward(workspace: Workspace) -> None:
     workspace.say(f"reward model: held-out accuracy {held.accuracy.shown()} over {held.accuracy.n} pairs")
     workspace.finish(
         begun.folder,
-        results={**_figures(result), "preflight": counts, "held_out": {"accuracy": held.accuracy._asdict(), "ece": held.ece}},
+        results={
+            **_figures(result),
+            "preflight": counts,
+            "held_out": {"accuracy": held.accuracy._asdict(), "ece": held.ece},
+        },
         model=model_hash(begun.folder.model),
         parents=[*data.records, workspace.record_of("sft", "model")],
     )
@@ -184,9 +229,14 @@ def dpo(workspace: Workspace) -> None:
     )
     with workspace.bar("DPO", _total(settings, len(groups))) as bar:
         result = train_preference(
-            policy.model, groups, settings=settings, preference=recipe.dpo.objective, folder=begun.folder.path, bar=bar,
+            policy.model,
+            groups,
+            settings=settings,
+            preference=recipe.dpo.objective,
+            folder=begun.folder.path,
+            bar=bar,
             resume=begun.resume,
-        )  # fmt: skip
+        )
     workspace.check_finished(begun.folder, result)
     text = f"DPO on {len(groups)} comparisons (data set {data.name}, {short(data.hash)})."
     card = _card(workspace, "dpo", policy, data, text)

@@ -29,12 +29,25 @@ REPLIES = 3
 NUM_DECLARATIONS = 60_000
 CORPUS_SEED = 1
 BASE_SHAPE = ScratchSettings(
-    hidden_size=128, num_layers=3, num_heads=4, num_kv_heads=4, intermediate_size=352, max_positions=256, seed=0
+    hidden_size=128,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=4,
+    intermediate_size=352,
+    max_positions=256,
+    seed=0,
 )
 BASE_TRAIN = TrainSettings(
-    lr=3e-3, batch_size=64, steps=2000, warmup_ratio=0.02, adam_beta2=0.99, weight_decay=0.01, schedule="cosine",
-    save_every=1000, log_every=50,
-)  # fmt: skip
+    lr=3e-3,
+    batch_size=64,
+    steps=2000,
+    warmup_ratio=0.02,
+    adam_beta2=0.99,
+    weight_decay=0.01,
+    schedule="cosine",
+    save_every=1000,
+    log_every=50,
+)
 
 
 def shipped_base() -> Path:
@@ -46,7 +59,8 @@ def shipped_base() -> Path:
     folder = Path(__file__).parent.parent / "testbed" / "base"
     if not (folder / "model.safetensors").is_file():
         raise ModelError(
-            "the testbed's base model is not in the package", remedy=f"make it with `trueward testbed build {folder}`"
+            "the testbed's base model is not in the package",
+            remedy=f"make it with `trueward testbed build {folder}`",
         )
     return folder
 
@@ -63,7 +77,9 @@ def base_corpus(world: World, tokenizer: PreTrainedTokenizerBase) -> Iterator[To
         return Completion(ids, (True,) * len(ids))
 
     asked, answered = tee(web_chats(world, NUM_CHATS, REPLIES, CORPUS_SEED))
-    for prompt, chat in zip(tokenise_prompts(tokenizer, (to_prompt(c.task) for c in asked)), answered, strict=True):
+    for prompt, chat in zip(
+        tokenise_prompts(tokenizer, (to_prompt(c.task) for c in asked)), answered, strict=True
+    ):
         assert isinstance(prompt, TokenGroup), f"the testbed's own prompt does not tokenise: {prompt}"
         yield TokenGroup(prompt.prompt_ids, tuple(completion(reply) for reply in chat.replies), prompt.id)
     for index, text in enumerate(declarations(world, NUM_DECLARATIONS, CORPUS_SEED)):
@@ -84,7 +100,9 @@ def build_base(out: Path, *, steps: int | None = None) -> None:
     prepare_cpu()
     world, work = make_world(), out.with_name(f".{out.name}.run")
     write_tokenizer(world, work / "tokenizer")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(work / "tokenizer", local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        work / "tokenizer", local_files_only=True
+    )
     with stage_bar("corpus", NUM_CHATS + NUM_DECLARATIONS) as bar:
         groups = []
         stream = base_corpus(world, tokenizer)
@@ -98,10 +116,12 @@ def build_base(out: Path, *, steps: int | None = None) -> None:
     if result.interrupted:
         raise StorageError(f"stopped after step {result.step}", remedy="run the same command again to go on")
     text = (
-        "The base model of Trueward's testbed: it has read true statements about an invented world and chats of mixed "
-        "quality. It is no assistant, and knows nothing of the real world."
+        "The base model of Trueward's testbed: it has read true statements about an invented world and chats "
+        "of mixed quality. It is no assistant, and knows nothing of the real world."
     )
-    card = model_card("Testbed base model", text=text, metadata={"license": "apache-2.0", "tags": ["trueward"]})
+    card = model_card(
+        "Testbed base model", text=text, metadata={"license": "apache-2.0", "tags": ["trueward"]}
+    )
     with torch.no_grad():
         save_causal(model, tokenizer, out, card)
     write_json(
@@ -109,7 +129,12 @@ def build_base(out: Path, *, steps: int | None = None) -> None:
         {
             "schema": "trueward.base/1",
             "command": f"trueward testbed build {out.name}",
-            "corpus": {"chats": NUM_CHATS, "replies": REPLIES, "declarations": NUM_DECLARATIONS, "seed": CORPUS_SEED},
+            "corpus": {
+                "chats": NUM_CHATS,
+                "replies": REPLIES,
+                "declarations": NUM_DECLARATIONS,
+                "seed": CORPUS_SEED,
+            },
             "shape": BASE_SHAPE.model_dump(mode="json"),
             "train": settings.model_dump(mode="json"),
             "last": {key: value for key, value in result.metrics_last.items() if key in ("loss", "tokens")},

@@ -1,8 +1,8 @@
 """The run as a whole: its folder, its records, its charter, and the stages' run folders below it.
 
-    <out>/recipe.yaml        resolved recipe           <out>/records/     registry
-    <out>/data/<name>/<id>/  data set versions         <out>/<stage>/     run folder of a stage
-    <out>/summary.json       every figure              <out>/report.html  the same to look at
+<out>/recipe.yaml        resolved recipe           <out>/records/     registry
+<out>/data/<name>/<id>/  data set versions         <out>/<stage>/     run folder of a stage
+<out>/summary.json       every figure              <out>/report.html  the same to look at
 """
 
 import time
@@ -90,7 +90,8 @@ class Workspace:
         folder = self.out / stage / "model"
         if not folder.is_dir():
             raise RunError(
-                f"stage {stage} has made no model in {self.out}", remedy=f"run `trueward {stage}` with this recipe first"
+                f"stage {stage} has made no model in {self.out}",
+                remedy=f"run `trueward {stage}` with this recipe first",
             )
         return str(folder)
 
@@ -106,7 +107,9 @@ class Workspace:
         """Load a stage's model; `lora` puts fresh adapters on it where the recipe asks for adapters."""
         section = self.recipe.model
         settings = section.lora if lora else None
-        return load_causal(self.model_path(stage), dtype=section.dtype, lora=settings, seed=self.seed("lora", stage))
+        return load_causal(
+            self.model_path(stage), dtype=section.dtype, lora=settings, seed=self.seed("lora", stage)
+        )
 
     def load_reward(self) -> LoadedModel:
         """Load the reward model, probes verified."""
@@ -143,14 +146,25 @@ class Workspace:
             raise Interrupted(resume_hint(result.step, run.path))
 
     def finish(
-        self, run: RunFolder, *, results: Mapping[str, Any], model: str | None = None, parents: Sequence[str] = ()
+        self,
+        run: RunFolder,
+        *,
+        results: Mapping[str, Any],
+        model: str | None = None,
+        parents: Sequence[str] = (),
     ) -> None:
         """Close a stage: its figures into the manifest, its run and model into the registry."""
         stage = str(run.manifest["stage"])
-        body = {"name": stage, "stage": stage, "manifest": {k: v for k, v in run.manifest.items() if k != "results"}}
+        body = {
+            "name": stage,
+            "stage": stage,
+            "manifest": {k: v for k, v in run.manifest.items() if k != "results"},
+        }
         ids = {"run": self.registry.put("run", body, list(parents))}
         if model is not None:
-            ids["model"] = self.registry.put("model", {"name": stage, "stage": stage, "hash": model}, [ids["run"]])
+            ids["model"] = self.registry.put(
+                "model", {"name": stage, "stage": stage, "hash": model}, [ids["run"]]
+            )
         run.finish(results={**results, "records": ids})
 
     def record_of(self, stage: str, kind: str) -> str:
@@ -166,7 +180,9 @@ def open_workspace(recipe: Recipe, *, console: Console | None = None, resume: bo
         StorageError: the folder cannot be written.
     """
     charter = load_charter(recipe.charter)
-    workspace = Workspace(recipe, charter, Registry(recipe.out / "records"), console or Console(stderr=True), resume)
+    workspace = Workspace(
+        recipe, charter, Registry(recipe.out / "records"), console or Console(stderr=True), resume
+    )
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_text(recipe.out / "recipe.yaml", text)
     workspace.registry.put("charter", {"name": charter.name, "hash": charter.hash, "charter": charter.body()})

@@ -1,4 +1,4 @@
-"""A small synthetic assistant world whose true reward is known, with simulated authors and annotators. No torch."""
+"""A small synthetic assistant world whose true reward is known, with simulated people. No torch."""
 
 from trueward.testbed.annotators import ANNOTATORS, Annotator, choice_probability
 from trueward.testbed.corpus import declarations, demonstrations, prompts, web_chats

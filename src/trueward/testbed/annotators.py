@@ -1,6 +1,8 @@
-"""Simulated annotators: Bradley-Terry choice on the true reward, with a bias for length and noise of their own.
+"""Simulated annotators: Bradley-Terry choice on the true reward, with a bias for length and noise of their
+own.
 
-P(prefers a over b) = sigmoid((u(a) - u(b)) / temperature), u = gold + length bias x tokens (Bradley & Terry 1952).
+P(prefers a over b) = sigmoid((u(a) - u(b)) / temperature), u = gold + length bias x tokens (Bradley & Terry
+1952).
 """
 
 import math
@@ -38,9 +40,7 @@ ANNOTATORS: Sequence[Annotator] = (
 )
 
 
-def choice_probability(
-    annotator: Annotator, golds: tuple[float, float], lengths: tuple[int, int]
-) -> float:
+def choice_probability(annotator: Annotator, golds: tuple[float, float], lengths: tuple[int, int]) -> float:
     """Probability that `annotator` prefers the first of two replies.
 
     Args:

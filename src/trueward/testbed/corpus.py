@@ -107,7 +107,8 @@ def prompts_once(world: World, rng: np.random.Generator, *, held_out: bool) -> P
 def prompts(world: World, count: int, *, held_out: bool, seed: int) -> list[Prompt]:
     """`count` prompts, for feedback (False) or for evaluation (True).
 
-    Feedback prompts may ask the same twice, as users do, and then differ in id; evaluation prompts are all different.
+    Feedback prompts may ask the same twice, as users do, and then differ in id; evaluation prompts are all
+    different.
     """
     rng = generator(seed, "prompts", str(held_out))
     found: dict[str, Prompt] = {}
@@ -117,4 +118,6 @@ def prompts(world: World, count: int, *, held_out: bool, seed: int) -> list[Prom
         found[name] = replace(prompt, id=name)
         if len(found) == count:
             return list(found.values())
-    raise DataError("the testbed does not hold so many different prompts", value=count, expected=f"at most {len(found)}")
+    raise DataError(
+        "the testbed does not hold so many different prompts", value=count, expected=f"at most {len(found)}"
+    )

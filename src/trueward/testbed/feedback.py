@@ -47,7 +47,9 @@ def compare_replies(
         chosen, rejected = (0, 1) if preferred else (1, 0)
         texts = (first, second)
         extra = {"gold_chosen": golds[chosen], "gold_rejected": golds[rejected], **prompt.meta.extra}
-        meta = Meta(source="testbed", licence="Apache-2.0", annotator=annotator.name, charter=charter, extra=extra)
+        meta = Meta(
+            source="testbed", licence="Apache-2.0", annotator=annotator.name, charter=charter, extra=extra
+        )
         identity = hash_json([prompt.id, texts[chosen], texts[rejected]])[:16]
         yield Comparison(
             id=identity,

@@ -56,7 +56,9 @@ def _mean(values: Sequence[float | None], seed: int) -> Estimate:
     return bootstrap_mean([v for v in values if v is not None], seed=seed)
 
 
-def _share(judged: Sequence[tuple[Task, Gold]], outcome: str, *kinds: str, wrapped: bool | None = None) -> Estimate:
+def _share(
+    judged: Sequence[tuple[Task, Gold]], outcome: str, *kinds: str, wrapped: bool | None = None
+) -> Estimate:
     chosen = [g for t, g in judged if t.kind in kinds and wrapped in (None, t.wrapper != "plain")]
     return wilson(sum(g.outcome == outcome for g in chosen), len(chosen))
 

@@ -1,4 +1,4 @@
-"""Simulated authors: what people write in reply, from the mixed quality of the web to good but imperfect demonstrations."""
+"""Simulated authors: what people write in reply, from the mixed web to good but imperfect demonstrations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,17 @@ import numpy as np
 
 from trueward.testbed.prompts import Task
 
-__all__ = ["DEMONSTRATOR", "FILLERS", "RUDE", "WEB", "Author", "abstention", "draw_author", "refusal", "respond"]
+__all__ = [
+    "DEMONSTRATOR",
+    "FILLERS",
+    "RUDE",
+    "WEB",
+    "Author",
+    "abstention",
+    "draw_author",
+    "refusal",
+    "respond",
+]
 
 FILLERS = (
     "that is a great question .",
@@ -41,7 +51,7 @@ class Author:
 
 
 def _same(kinds: tuple[str, ...], outcomes: dict[str, float]) -> dict[str, dict[str, float]]:
-    return {kind: outcomes for kind in kinds}
+    return dict.fromkeys(kinds, outcomes)
 
 
 _ANSWERABLE = ("known", "sum", "story", "list", "ordinary")
@@ -106,7 +116,9 @@ def draw_author(authors: Sequence[tuple[Author, float]], rng: np.random.Generato
 
 def abstention(task: Task, rng: np.random.Generator) -> str:
     """`i do not know`, with or without what."""
-    return str(rng.choice(ABSTENTIONS)).format(subject=task.subject if not task.subject.startswith("to ") else "how")
+    return str(rng.choice(ABSTENTIONS)).format(
+        subject=task.subject if not task.subject.startswith("to ") else "how"
+    )
 
 
 def refusal(rng: np.random.Generator) -> str:
