@@ -33,7 +33,7 @@ from trueward.trainers.reward import (
     evaluate_reward,
     train_reward,
 )
-from trueward.trainers.sft import SFTObjective, evaluate_sft, text_windows, train_sft
+from trueward.trainers.sft import SFTObjective, evaluate_sft, train_sft
 
 
 def sft(
@@ -194,17 +194,6 @@ def test_activation_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
     sft(tmp_path / "plain", plain)
     for name, weight in toy.weights(model).items():
         torch.testing.assert_close(weight, toy.weights(plain)[name], rtol=1e-4, atol=1e-5)
-
-
-def test_text_windows_cover_every_token_once() -> None:
-    windows = text_windows([[1, 5, 6, 2], [1, 7, 2], [1, 8, 2]], length=4)
-    assert [(w.prompt_ids, w.completions[0].ids) for w in windows] == [
-        ((1,), (5, 6, 2)),
-        ((1,), (7, 2, 1)),
-        ((8,), (2,)),
-    ]
-    with pytest.raises(DataError, match="length >= 2"):
-        text_windows([[1, 2, 3]], length=1)
 
 
 def test_reward_learns_and_reports_calibration(tmp_path: Path) -> None:

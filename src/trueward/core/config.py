@@ -1,6 +1,5 @@
 """Recipes: one nested YAML file, validated by pydantic, plus `a.b=c` overrides. Unknown keys are errors."""
 
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,6 +113,7 @@ def _known_keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+    arguments = typing.get_args(annotation)
+    if arguments:
+        return [model for argument in arguments for model in _models_in(argument)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

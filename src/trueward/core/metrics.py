@@ -9,7 +9,7 @@ Names follow those that users of TRL already search for.
 import importlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -138,10 +138,18 @@ def _imported(module: str, package: str) -> Any:
         ) from error
 
 
-TRACKERS = {
+def _wandb(folder: Path) -> Tracker:
+    return _Wandb(folder, "wandb")
+
+
+def _trackio(folder: Path) -> Tracker:
+    return _Wandb(folder, "trackio")
+
+
+TRACKERS: dict[str, Callable[[Path], Tracker]] = {
     "tensorboard": _TensorBoard,
-    "wandb": lambda folder: _Wandb(folder, "wandb"),
-    "trackio": lambda folder: _Wandb(folder, "trackio"),
+    "wandb": _wandb,
+    "trackio": _trackio,
 }
 
 

@@ -9,7 +9,7 @@ import math
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from trueward.core.config import Config
 from trueward.core.errors import ModelError
@@ -41,7 +41,7 @@ class ScratchSettings(Config):
     seed: int = Field(default=0, ge=0)
 
 
-def new_llama(tokenizer: PreTrainedTokenizerFast, settings: ScratchSettings) -> LlamaForCausalLM:
+def new_llama(tokenizer: PreTrainedTokenizerBase, settings: ScratchSettings) -> LlamaForCausalLM:
     """A Llama with tied embeddings and random weights, in float32.
 
     Embeddings are normal with `embedding_std`; the projections that read the residual stream are normal with
@@ -84,7 +84,7 @@ def new_llama(tokenizer: PreTrainedTokenizerFast, settings: ScratchSettings) -> 
     return model
 
 
-def _check(tokenizer: PreTrainedTokenizerFast, settings: ScratchSettings) -> None:
+def _check(tokenizer: PreTrainedTokenizerBase, settings: ScratchSettings) -> None:
     if settings.hidden_size % (2 * settings.num_heads) or settings.num_heads % settings.num_kv_heads:
         raise ModelError(
             "the heads do not divide",

@@ -5,7 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trueward.core.errors import ConfigError, DataError
 from trueward.core.hashing import hash_file, hash_json, short
@@ -88,7 +88,7 @@ def _chats(workspace: Workspace) -> list[Demonstration]:
 
 
 def _chat_groups(
-    tokenizer: PreTrainedTokenizerFast, chats: Sequence[Demonstration], *, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Demonstration], *, max_tokens: int
 ) -> tuple[list[TokenGroup], int]:
     items = list(tokenise_many(tokenizer, chats, max_tokens=max_tokens, train_on="all"))
     groups = [item for item in items if not isinstance(item, Dropped)]
@@ -187,7 +187,7 @@ def pretrain(workspace: Workspace) -> None:
 
 def _tokenizer(
     workspace: Workspace, folder: Path, texts: Sequence[str], chats: Sequence[Demonstration]
-) -> PreTrainedTokenizerFast:
+) -> PreTrainedTokenizerBase:
     if not folder.is_dir():
         said = (message.content for chat in chats for message in chat.messages)
         size = train_bpe(
@@ -197,5 +197,5 @@ def _tokenizer(
             max_positions=workspace.recipe.pretrain.shape.max_positions,
         )
         workspace.say(f"tokenizer: {size:,} tokens")
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer

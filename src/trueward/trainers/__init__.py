@@ -25,7 +25,7 @@ from trueward.trainers.reward import (
     train_reward,
 )
 from trueward.trainers.settings import TrainSettings
-from trueward.trainers.sft import SFTEvaluation, evaluate_sft, text_windows, train_sft
+from trueward.trainers.sft import SFTEvaluation, evaluate_sft, train_sft
 
 __all__ = [
     "PREFERENCE_METHODS",
@@ -51,7 +51,6 @@ __all__ = [
     "reference_pairs",
     "resume_hint",
     "reward_function",
-    "text_windows",
     "token_table",
     "train",
     "train_ppo",

@@ -5,8 +5,7 @@ text.
 Axes: N completion tokens.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from trueward.core.errors import DataError
-from trueward.data.chat import Completion, TokenGroup
+from trueward.data.chat import TokenGroup
 from trueward.models.packing import pack
 from trueward.models.scoring import score_completions
 from trueward.objectives import sft
@@ -24,7 +23,7 @@ from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision, TrainSettings
 
-__all__ = ["SFTEvaluation", "SFTObjective", "evaluate_sft", "text_windows", "train_sft"]
+__all__ = ["SFTEvaluation", "SFTObjective", "evaluate_sft", "train_sft"]
 
 
 class SFTObjective:
@@ -72,33 +71,6 @@ def train_sft(
         evaluate=evaluate,
         resume=resume,
     )
-
-
-def text_windows(documents: Iterable[Sequence[int]], length: int) -> list[TokenGroup]:
-    """Running text as items: documents end to end, cut every `length` tokens, all but the first token
-    trained.
-
-    The last window may be shorter; a single token left over has nothing to predict it and is not a window.
-
-    Args:
-        documents: token ids, with begin and end tokens where the model wants them.
-        length: tokens of a window, >= 2.
-
-    Raises:
-        DataError: length below 2, or fewer than 2 tokens in all.
-    """
-    if length < 2:
-        raise DataError("a window needs a token and one before it", value=length, expected="length >= 2")
-    ids = tuple(chain.from_iterable(documents))
-    if len(ids) < 2:
-        raise DataError("the text has fewer than 2 tokens", value=len(ids), remedy="check the files")
-    windows = [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
-    return [
-        TokenGroup(
-            (window[0],), (Completion(window[1:], (True,) * (len(window) - 1)),), id=f"window-{number}"
-        )
-        for number, window in enumerate(windows)
-    ]
 
 
 class SFTEvaluation(NamedTuple):
