@@ -1,0 +1,119 @@
+"""TRL's side of the comparison, in a process of its own.
+
+    python -m benchmarks.vs_trl_theirs JOB.json RESULT.json
+TRL tokenises the conversations itself, before the clock starts; the run ends if its ids are not Trueward's.
+Its settings are its own defaults, but for those that fix the comparison: float32, constant learning rate, the
+order of the pairs, no files, no reports.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from benchmarks.vs_trl_watch import Watch, run
+from benchmarks.vs_trl_work import Job, Row, batches_of, expected_ids, read_pairs, settings_of
+from trueward.core.errors import DataError
+
+__all__ = ["train"]
+
+_TRAINERS: dict[str, tuple[Any, Any]] = {
+    "sft": (SFTTrainer, SFTConfig),
+    "reward": (RewardTrainer, RewardConfig),
+    "dpo": (DPOTrainer, DPOConfig),
+}
+
+
+class _Steps(TrainerCallback):
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._watch.start()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._watch.update(0)
+
+
+def _check_ids(method: str, rows: list[Row], dataset: Dataset) -> None:
+    for number, (ours, theirs) in enumerate(zip(rows, dataset, strict=True)):
+        for name, ids in expected_ids(method, ours).items():
+            if list(theirs[name]) != ids:
+                raise DataError(
+                    f"row {number}: TRL has other {name} than Trueward",
+                    value=list(theirs[name])[-8:],
+                    expected=str(ids[-8:]),
+                    remedy="use a chat template that ends an answer with its stop token",
+                )
+
+
+def _dataset(method: str, rows: list[Row]) -> Dataset:
+    if method == "sft":
+        return Dataset.from_list([{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
+    return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows])
+
+
+def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
+    """Train on the job's pairs in Trueward's order.
+
+    Raises:
+        DataError: TRL tokenised a row to something else.
+    """
+    disable_progress_bar()
+    settings, rows = settings_of(job), read_pairs(job)
+    rows = [rows[i] for batch in batches_of(job) for i in batch]
+    trainer_class, config_class = _TRAINERS[job.method]
+    args = config_class(
+        output_dir=str(Path(job.work) / "run-trl"),
+        per_device_train_batch_size=job.batch,
+        max_steps=job.steps,
+        max_length=job.max_length,
+        learning_rate=settings.lr,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=False,
+        gradient_checkpointing=job.checkpointing,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        logging_steps=1000,
+    )
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=_dataset(job.method, rows),
+        processing_class=AutoTokenizer.from_pretrained(Path(job.work) / "causal"),
+        callbacks=[_Steps(watch)],
+    )
+    _check_ids(job.method, rows, trainer.train_dataset)
+    trainer.training_step = _recording(trainer.training_step, watch)
+    trainer.train()
+
+
+def _recording(step: Callable[..., torch.Tensor], watch: Watch) -> Callable[..., torch.Tensor]:
+    """TRL logs rounded means; here the loss of every step is kept as it is."""
+
+    def recorded(*args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = step(*args, **kwargs)
+        watch.losses.append(float(loss))
+        return loss
+
+    return recorded
+
+
+if __name__ == "__main__":
+    run(train)
