@@ -22,6 +22,19 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which would keep the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping with the safe loader.
 
@@ -29,13 +42,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: missing, not YAML, or not a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path} does not exist", remedy="`trueward recipes ls` lists those that ship"
         ) from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder", expected="a YAML file") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", remedy="check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} is not YAML: {' '.join(str(error).split())}", remedy="mend the file"
@@ -59,14 +74,17 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
         if not equals or not all(parts):
             raise ConfigError("an override is not of the form key.path=value", value=override)
         try:
-            value = yaml.safe_load(text) if text else ""
+            value = yaml.load(text, Loader=_Loader) if text else ""
         except yaml.YAMLError as error:
             raise ConfigError(
                 f"the value of {key} is not YAML", value=text, remedy="put it in quotes"
             ) from error
         node = result
         for part in parts[:-1]:
-            child = node.setdefault(part, {})
+            if node.get(part) is None:
+                # A section that is off, as in `lora: null`, is turned on by setting one of its keys.
+                node[part] = {}
+            child = node[part]
             if not isinstance(child, dict):
                 raise ConfigError(f"{key} goes through {part!r}, which is no section", value=child)
             node = child
@@ -92,13 +110,16 @@ def build(cls: type[C], mapping: Mapping[str, Any], *, source: str) -> C:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        what = f"{source}: {where}" if where else source
         if first["type"] == "extra_forbidden":
             known = _known_keys(cls, first["loc"][:-1])
             remedy = nearest(str(first["loc"][-1]), known)
             raise ConfigError(f"{source}: unknown key {where!r}", remedy=remedy) from error
         if first["type"] == "missing":
             raise ConfigError(f"{source}: {where} is missing", remedy=f"set it: {where}=...") from error
-        raise ConfigError(f"{source}: {where}: {first['msg']}", value=first["input"]) from error
+        raise ConfigError(
+            f"{what}: {first['msg'].removeprefix('Value error, ')}", value=first["input"]
+        ) from error
 
 
 def _known_keys(cls: type[BaseModel], path: Sequence[int | str]) -> list[str]:

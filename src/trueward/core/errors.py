@@ -27,6 +27,7 @@ __all__ = [
     "StorageError",
     "TruewardError",
     "nearest",
+    "printable",
     "shown",
 ]
 
@@ -34,10 +35,14 @@ _UNSET = object()
 _MAX_SHOWN = 120
 
 
+def printable(text: str) -> str:
+    """`text` on one line that a terminal cannot misread: whatever is not printable becomes its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def shown(value: object) -> str:
     """`value` as one short printable line: control characters escaped, a cut at 120 characters marked."""
-    text = repr(value)
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    text = printable(repr(value))
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 
 
@@ -72,7 +77,8 @@ class TruewardError(Exception):
         message = ", ".join(parts)
         if remedy:
             message += f"; {remedy}"
-        super().__init__(message)
+        # File names and messages of libraries are part of `what`, and may hold anything.
+        super().__init__(printable(message))
 
 
 class ConfigError(TruewardError, ValueError):

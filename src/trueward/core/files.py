@@ -23,16 +23,22 @@ __all__ = [
     "write_text",
 ]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What a full or failing disk raises; any other error within a caller's block is the caller's own.
+_DISK = _FULL | {errno.EIO, errno.EROFS}
+_TAIL_BYTES = 1 << 16
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, *, only: frozenset[int] | None = None) -> Iterator[None]:
+    """Translate the disk's errors; `only` those numbers, where the block also runs a caller's code."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
         reason = "the disk is full" if error.errno in _FULL else (error.strerror or str(error))
         raise StorageError(
             f"cannot write {path}: {reason}",
@@ -40,12 +46,35 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _replace_file(path: Path, pieces: Iterable[str]) -> int:
+    """Write `pieces` to a temporary sibling and move it to `path`. Returns the number of pieces."""
+    count = 0
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with _disk_errors(path, only=_DISK), os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            for piece in pieces:
+                file.write(piece)
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        with _disk_errors(path):
+            Path(name).chmod(0o644)
+            os.replace(name, path)
+            _sync(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return count
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,20 +83,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         StorageError: the disk is full or refuses; the old file is untouched.
     """
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+    _replace_file(path, [text])
 
 
 def write_json(path: Path, value: object) -> None:
@@ -76,43 +92,66 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> int:
-    """Write one JSON value a line, streaming, atomically. Returns the number of lines."""
-    count = 0
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                    count += 1
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    return count
+    """Write one JSON value a line, streaming, atomically. Returns the number of lines.
+
+    An error that `rows` itself raises passes through as it is; the old file is untouched.
+    """
+    return _replace_file(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def append_jsonl(path: Path, row: object) -> None:
-    """Append one JSON line in a single write, so that a killed process leaves at most a partial last line."""
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    with _disk_errors(path), path.open("a", encoding="utf-8", newline="") as file:
-        file.write(line)
+    """Append one JSON line in a single write, so that a killed process leaves at most a partial last line.
+
+    A partial last line that is there already is cut off first, and a line that the disk takes only in part is
+    taken back: every line but the last is always whole.
+    """
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    with _disk_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            end = _end_of_lines(descriptor)
+            os.ftruncate(descriptor, end)
+            try:
+                _write_all(descriptor, line, end)
+            except OSError:
+                os.ftruncate(descriptor, end)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def _end_of_lines(descriptor: int) -> int:
+    """Where the last whole line ends: the size of the file, unless a killed writer left a partial line."""
+    end = os.fstat(descriptor).st_size
+    if end == 0 or os.pread(descriptor, 1, end - 1) == b"\n":
+        return end
+    while end > 0:
+        start = max(0, end - _TAIL_BYTES)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read_json(path: Path) -> Any:
     """Read one JSON file.
 
     Raises:
-        DataError: missing, not UTF-8, or not JSON.
+        DataError: missing, unreadable, not UTF-8, or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist", remedy="check the path") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", remedy="check the path") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not JSON: {error}", remedy="restore the file from its source") from error
 
@@ -120,19 +159,47 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Yield the values of a JSON-lines file that this program wrote, in constant memory.
 
-    A last line without newline is the mark of a killed writer and is not yielded; any other raises.
+    A last line without newline marks a killed writer and is not yielded; any other broken line raises.
 
     Raises:
-        DataError: a complete line is not JSON.
+        DataError: missing, unreadable, or a complete line is not JSON.
     """
-    with path.open(encoding="utf-8", newline="\n") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist", remedy="check the path") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", remedy="check the path") from error
+    with file:
+        # Bytes, because a partial last line may also end within a character.
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                yield json.loads(line.decode())
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
                 raise DataError(f"{path}:{number} is not JSON: {error}", remedy="restore the file") from error
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """A temporary sibling folder, on disk to the last file when the block ends, and gone if it fails."""
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        folder.chmod(0o755)
+    try:
+        with _disk_errors(path, only=_DISK):
+            yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _sync_below(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            _sync(path)
 
 
 @contextmanager
@@ -144,34 +211,32 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise StorageError(f"{path} exists already", remedy="choose another folder, or move the old one away")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        staging.chmod(0o755)
-        try:
-            yield staging
-            os.rename(staging, path)
-            _sync_folder(path.parent)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+    with _staging(path) as folder:
+        yield folder
+        with _disk_errors(path):
+            _sync_below(folder)
+            os.rename(folder, path)
+            _sync(path.parent)
 
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """As `new_folder`, but an existing `path` moves aside and is deleted once the new one is in place."""
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        staging.chmod(0o755)
-        try:
-            yield staging
-            old = staging.with_name(staging.name + ".old")
+    """As `new_folder`, but an existing `path` moves aside and is deleted once the new one is in place.
+
+    A process killed between the two renames leaves the old folder beside `path`, named `.*.old`.
+    """
+    with _staging(path) as folder:
+        yield folder
+        old = folder.with_name(folder.name + ".old")
+        with _disk_errors(path):
+            _sync_below(folder)
             if path.exists():
                 os.rename(path, old)
-            os.rename(staging, path)
-            _sync_folder(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+            try:
+                os.rename(folder, path)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, path)
+                raise
+            _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from trueward.core.errors import printable
+
 __all__ = ["Bar", "stage_bar"]
 
 _PLAIN_EVERY_S = 10.0
@@ -27,15 +29,15 @@ class Bar:
     """Handle of a running bar."""
 
     def __init__(self, name: str, total: int, console: Console, progress: Progress | None) -> None:
-        self._name, self._total, self._console, self._progress = name, total, console, progress
-        self._task = progress.add_task(name, total=total, figure="") if progress else None
+        self._name, self._total, self._console, self._progress = printable(name), total, console, progress
+        self._task = progress.add_task(self._name, total=total, figure="") if progress else None
         self._start_s = self._last_s = time.monotonic()
         self.done = 0
         self.figure = ""
 
     def update(self, done: int, figure: str = "") -> None:
         """Set how far the stage is (0..total) and the figure shown beside it, for example `loss 0.52`."""
-        self.done, self.figure = done, figure or self.figure
+        self.done, self.figure = done, printable(figure) or self.figure
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, figure=self.figure)
         elif time.monotonic() - self._last_s > _PLAIN_EVERY_S:
@@ -54,7 +56,7 @@ class Bar:
             else ""
         )
         text = f"{self._name}: {self.done}/{self._total}, {spent_s:.0f} s{left}, {self.figure}".rstrip(", ")
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         """Print the closing line where there is no live bar."""
@@ -72,7 +74,7 @@ def stage_bar(name: str, total: int, console: Console | None = None) -> Iterator
         bar.close()
         return
     columns = (
-        TextColumn("[bold]{task.description:<14}"),
+        TextColumn("{task.description:<14}", style="bold", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -44,23 +44,26 @@ def versions() -> dict[str, str]:
 
 
 def code_version() -> dict[str, Any]:
-    """Hash of the package's own source, and the git commit where the source is a checkout."""
+    """Hash of the package's own source, and the git commit where that source is tracked."""
     root = Path(trueward.__file__).parent
     sources = sorted(root.rglob("*.py"))
     result: dict[str, Any] = {
         "source": hash_json([[str(p.relative_to(root)), hash_file(p)] for p in sources])
     }
+    # An installed package may lie below somebody else's repository, which knows nothing of it.
+    tracked = _git(root, "ls-files", "--error-unmatch", "__init__.py")
+    commit = _git(root, "rev-parse", "HEAD") if tracked else ""
+    return {**result, "commit": commit} if commit else result
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints, stripped; empty where it fails or is not installed."""
     try:
-        git = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
-        return result
-    return {**result, "commit": git.stdout.strip()}
+        return ""
+    return done.stdout.strip()
 
 
 class RunFolder:

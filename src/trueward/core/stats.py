@@ -110,7 +110,8 @@ def wilson(successes: int, n: int) -> Estimate:
     z2 = Z_95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    # At 0 and n the bound is the proportion itself, which rounding would miss by a last bit.
+    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
 
 
 def sign_flip_p(differences: ArrayLike, *, seed: int = 0, num_flips: int = 10_000) -> float:
@@ -124,7 +125,8 @@ def sign_flip_p(differences: ArrayLike, *, seed: int = 0, num_flips: int = 10_00
     while done < num_flips:
         count = min(rows, num_flips - done)
         signs = rng.integers(0, 2, (count, array.size)) * 2 - 1
-        hits += int((np.abs((signs * array).mean(axis=1)) >= seen - 1e-12).sum())
+        # Sums in another order differ in their last bits, and must still count as equal.
+        hits += int((np.abs((signs * array).mean(axis=1)) >= seen - 1e-12 * np.abs(array).mean()).sum())
         done += count
     return (hits + 1) / (num_flips + 1)
 
@@ -166,6 +168,12 @@ def reliability_bins(
 
 
 def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    """Weighted mean of |accuracy - confidence| over bins (Guo et al. 2017, eq. 3)."""
+    """Weighted mean of |accuracy - confidence| over bins (Guo et al. 2017, eq. 3).
+
+    Raises:
+        EvidenceError: no bins.
+    """
     total = sum(b.n for b in bins)
+    if total == 0:
+        raise EvidenceError("a calibration error needs at least one item", value=total)
     return sum(b.n * abs(b.accuracy - b.confidence) for b in bins) / total
