@@ -18,6 +18,8 @@ from trueward.core.errors import TruewardError
 
 __all__ = ["app", "main"]
 
+WRONG_INPUT = 2
+INTERRUPTED = 130
 _HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="trueward",
@@ -49,7 +51,11 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from what the run 
 def _call(target: str, *arguments: Any, **options: Any) -> Any:
     """Import `module:function` and call it."""
     module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)(*arguments, **options)
+    try:
+        return getattr(importlib.import_module(module), function)(*arguments, **options)
+    except KeyboardInterrupt as stop:
+        typer.echo("trueward: interrupted; run the same command with --resume to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from stop
 
 
 def _version(show: bool) -> None:
@@ -132,19 +138,19 @@ for _name, _target, _text in (
 @recipes_app.command("ls")
 def recipes_ls() -> None:
     """List the recipes that ship."""
-    _call("trueward.pipeline.shipped:print_recipes")
+    _call("trueward.core.shipped:print_recipes")
 
 
 @recipes_app.command("show")
 def recipes_show(name: str) -> None:
     """Print a recipe."""
-    typer.echo(_call("trueward.pipeline.shipped:recipe_text", name), nl=False)
+    typer.echo(_call("trueward.core.shipped:recipe_text", name), nl=False)
 
 
 @recipes_app.command("cp")
 def recipes_cp(name: str, target: Path) -> None:
     """Copy a recipe to a file of yours."""
-    typer.echo(f"copied to {_call('trueward.pipeline.shipped:copy_recipe', name, target)}")
+    typer.echo(f"copied to {_call('trueward.core.shipped:copy_recipe', name, target)}")
 
 
 @models_app.command("import-llama2c")
@@ -177,7 +183,7 @@ def data_import(
 ) -> None:
     """Import a file as an immutable data set; unusable rows go to a quarantine file and are counted."""
     _call(
-        "trueward.pipeline.datasets:import_command",
+        "trueward.pipeline.data:import_command",
         path,
         out,
         name=name,
@@ -196,7 +202,7 @@ def data_export(
     ] = "trl-conversational",
 ) -> None:
     """Write a data set as JSON lines that other toolkits read."""
-    _call("trueward.pipeline.datasets:export_command", dataset, out, form=form)
+    _call("trueward.pipeline.data:export_command", dataset, out, form=form)
 
 
 def main() -> None:
@@ -204,11 +210,8 @@ def main() -> None:
     try:
         app()
     except TruewardError as error:
-        typer.echo(f"trueward: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("trueward: interrupted", err=True)
-        sys.exit(130)
+        typer.echo(f"trueward: {' '.join(str(error).split())}", err=True)
+        sys.exit(WRONG_INPUT)
 
 
 if __name__ == "__main__":

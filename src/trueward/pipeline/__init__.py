@@ -1,0 +1,36 @@
+"""The stages of a run as functions of a workspace: what the commands of the same names do.
+
+workspace = open_workspace(resolve("quickstart", ["out=runs/mine"]))
+run(workspace)
+"""
+
+from trueward.pipeline.command import resolve
+from trueward.pipeline.data import data
+from trueward.pipeline.evaluate import evaluate
+from trueward.pipeline.evaluate import evaluate as eval
+from trueward.pipeline.gate import gate
+from trueward.pipeline.ppo import ppo
+from trueward.pipeline.pretrain import pretrain
+from trueward.pipeline.recipe import Recipe
+from trueward.pipeline.report import report
+from trueward.pipeline.run import run
+from trueward.pipeline.stages import dpo, reward, sft
+from trueward.pipeline.workspace import Workspace, open_workspace
+
+__all__ = [
+    "Recipe",
+    "Workspace",
+    "data",
+    "dpo",
+    "eval",
+    "evaluate",
+    "gate",
+    "open_workspace",
+    "ppo",
+    "pretrain",
+    "report",
+    "resolve",
+    "reward",
+    "run",
+    "sft",
+]

@@ -3,14 +3,14 @@
 import importlib
 from collections.abc import Sequence
 
-import yaml
 from rich.console import Console
+from transformers.utils import logging
 
 from trueward.core.config import apply_overrides, build
+from trueward.core.shipped import recipe_mapping
 from trueward.pipeline.plan import plan
 from trueward.pipeline.recipe import Recipe
-from trueward.pipeline.shipped import recipe_mapping
-from trueward.pipeline.workspace import Interrupted, open_workspace
+from trueward.pipeline.workspace import Interrupted, open_workspace, recipe_text
 
 __all__ = ["command", "resolve"]
 
@@ -18,8 +18,11 @@ REFUSED = 1
 INTERRUPTED = 130
 
 
-def resolve(recipe: str, overrides: Sequence[str]) -> Recipe:
+def resolve(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by file or name with overrides applied.
+
+    Args:
+        overrides: `a.b=c`, as on the command line.
 
     Raises:
         ConfigError: no such recipe, an unknown key, or a value that does not fit.
@@ -35,18 +38,19 @@ def command(target: str, recipe: str, overrides: Sequence[str], *, dry_run: bool
         Exit code: 0, 1 when the gate refused as its own command, or 130 after a signal.
     """
     resolved = resolve(recipe, overrides)
-    console = Console(stderr=True)
     module, _, name = target.partition(":")
     if dry_run:
-        output = Console()
-        text = yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        output.print(text, markup=False, highlight=False)
+        output = Console(soft_wrap=True)
+        output.print(recipe_text(resolved), markup=False, highlight=False)
         output.print(plan(resolved, name), markup=False, highlight=False)
         return 0
+    # The library's own bars, one for each file read or written, would tear ours apart.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
     function = getattr(importlib.import_module(module), name)
+    console = Console(stderr=True)
     try:
         result = function(open_workspace(resolved, console=console, resume=resume))
     except Interrupted as stop:
-        console.print(str(stop), markup=False, highlight=False)
+        console.print(str(stop), markup=False, highlight=False, soft_wrap=True)
         return INTERRUPTED
     return REFUSED if result is False else 0

@@ -1,150 +1,112 @@
-"""The data stage: files or the testbed become immutable data set versions; stages read their split there."""
+"""What stages read: demonstrations, comparisons and prompts, from the data set versions of the run.
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+On the testbed the comparisons are made here, of the SFT model's own replies, when they are first asked for.
+"""
 
-from rich.console import Console
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Generic, NamedTuple, TypeVar
 
-from trueward.core.errors import ConfigError, DataError, StorageError
+from trueward.core.errors import DataError
+from trueward.core.files import read_json
 from trueward.core.hashing import short
-from trueward.data.dataset import DatasetInfo, DatasetVersion, open_dataset, write_dataset
-from trueward.data.export import export_file
-from trueward.data.importers import ImportResult, import_file
-from trueward.data.records import Comparison, Demonstration, Message, Meta, Prompt, Record
-from trueward.data.split import prompt_key
+from trueward.data.convert import as_comparison, as_demonstration, as_prompt
+from trueward.data.dataset import DatasetVersion, open_dataset, write_dataset
+from trueward.data.records import Comparison, Demonstration, Message, Prompt, Record, RecordError
+from trueward.pipeline.data import dataset_info
 from trueward.pipeline.sampling import draw, prompt_ids
 from trueward.pipeline.workspace import Workspace
-from trueward.testbed import compare_replies, make_world, prompts
-from trueward.testbed import demonstrations as simulated_demonstrations
+from trueward.testbed import compare_replies
 
 __all__ = [
+    "Decided",
     "FeedbackData",
-    "data",
+    "HeldOutPrompts",
+    "data_in_force",
+    "decided",
     "demonstrations",
-    "export_command",
-    "import_command",
+    "has_comparisons",
     "pairs",
     "test_prompts",
     "train_prompts",
 ]
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_FRACTIONS = ("train", "test")
+_SPLITS = ("train", "test")
+TIE = 0.5
 R = TypeVar("R", bound=Record)
 
 
-class FeedbackData(NamedTuple):
+class FeedbackData(NamedTuple, Generic[R]):
     """The records of a stage. `records` are the registry ids of the data set."""
 
     name: str
     hash: str
-    train: list[Any]
-    test: list[Any]
+    train: list[R]
+    test: list[R]
     records: tuple[str, ...]
 
 
-def _files(workspace: Workspace) -> list[Path]:
-    given = workspace.recipe.data.path
-    if given is None:
-        raise ConfigError("data.path is missing", remedy="name a file or a folder: data.path=...")
-    paths = [given] if isinstance(given, Path) else list(given)
-    found = [file for path in paths for file in (_in_folder(path) if path.is_dir() else [path])]
-    if not found:
-        raise DataError(
-            f"{paths[0]} holds no data file", expected=f"files ending in {', '.join(_SUFFIXES)}, also .gz"
-        )
-    return found
+class HeldOutPrompts(NamedTuple):
+    """Prompts to evaluate on, and the data set they are from with its registry id."""
+
+    prompts: list[Prompt]
+    name: str
+    hash: str
+    record: str
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    return sorted(
-        p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(_SUFFIXES) and p.is_file()
-    )
+class Decided(NamedTuple):
+    """Comparisons as preferences: the better answer first, ties left out and counted."""
+
+    records: list[Comparison]
+    ties: int
+    turned: int
 
 
-def _info(workspace: Workspace, *, test: float, licence: str) -> DatasetInfo:
-    return DatasetInfo(
-        licence=licence,
-        charter=workspace.charter.hash,
-        fractions={"train": 1 - test, "test": test},
-        seed=workspace.recipe.seed,
-    )
-
-
-def _record(workspace: Workspace, version: DatasetVersion) -> str:
-    charter = workspace.charter
-    parent = workspace.registry.put(
-        "charter", {"name": charter.name, "hash": charter.hash, "charter": charter.body()}
-    )
-    return workspace.registry.put("dataset", {"name": version.name, "hash": version.hash}, [parent])
-
-
-def data(workspace: Workspace) -> None:
-    """Make the data sets that depend on no model: imported files, or the testbed's."""
-    (_import_files if workspace.recipe.data.source == "files" else _simulate)(workspace)
-
-
-def _import_files(workspace: Workspace) -> None:
-    section, folder = workspace.recipe.data, workspace.out / "data"
-    if (folder / "feedback").is_dir() and not workspace.resume:
-        raise StorageError(
-            f"{folder / 'feedback'} exists already",
-            remedy="choose another `out`, or pass --resume to use what is there",
-        )
-    imports: list[ImportResult] = []
-    for file in _files(workspace):
-        quarantine = folder / "quarantine" / f"{file.name}.jsonl"
-        meta = Meta(source=file.name, licence=section.licence)
-        imports.append(
-            import_file(
-                file, quarantine=quarantine, format=section.format, meta=meta, max_bad=section.max_bad
-            )
-        )
-    info = _info(workspace, test=section.test_share, licence=section.licence)
-    version = write_dataset(folder, "feedback", chain.from_iterable(imports), imports=imports, info=info)
-    for item in imports:
-        workspace.say(f"{item.detected}: {item.summary()}")
-    workspace.say(
-        f"data set feedback {short(version.hash)}: {version.num_records:,} records, "
-        f"{version.manifest['splits']}"
-    )
-    _record(workspace, version)
-
-
-def _simulate(workspace: Workspace) -> None:
-    amounts, folder, seed = workspace.recipe.testbed, workspace.out / "data", workspace.seed("testbed")
-    world = make_world()
-    source = [{"made_by": "trueward.testbed", "seed": seed}]
-    made: list[tuple[str, Iterable[Record], float]] = [
-        ("demonstrations", _unique(simulated_demonstrations(world, amounts.demonstrations, seed)), 0.05),
-        ("prompts", prompts(world, amounts.prompts, held_out=False, seed=seed), 0.0),
-        ("held-out", prompts(world, workspace.recipe.eval.prompts, held_out=True, seed=seed), 1.0),
+def _versions(workspace: Workspace, name: str) -> list[DatasetVersion]:
+    """The whole versions of a data set; a folder that a killed writer left under another name is none."""
+    found = [
+        open_dataset(file.parent) for file in sorted((workspace.out / "data" / name).glob("*/manifest.json"))
     ]
-    for name, records, test in made:
-        info = _info(workspace, test=test, licence="Apache-2.0")
-        version = write_dataset(folder, name, records, sources=source, info=info)
-        workspace.say(f"data set {name} {short(version.hash)}: {version.num_records:,} records")
-        _record(workspace, version)
-
-
-def _unique(records: Iterable[R]) -> Iterator[R]:
-    """Records without exact repeats, which the simulation draws now and then; they carry no information."""
-    seen: set[str] = set()
-    for record in records:
-        if record.id not in seen:
-            seen.add(record.id)
-            yield record
+    return [version for version in found if version.path.name == short(version.hash)]
 
 
 def _open(workspace: Workspace, name: str) -> DatasetVersion:
-    folder = workspace.out / "data" / name
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist", remedy="run the data stage first: stages=[data]")
-    version = open_dataset(folder)
-    version.verify()
-    return version
+    versions = _versions(workspace, name)
+    if len(versions) != 1:
+        raise DataError(
+            f"{workspace.out / 'data' / name} holds {len(versions)} versions of data set {name}",
+            expected="one",
+            remedy="move the others away" if versions else "run the data stage first: stages=[data]",
+        )
+    versions[0].verify()
+    return versions[0]
+
+
+def _record(workspace: Workspace, version: DatasetVersion) -> str:
+    """Registry id of a data set. It comes from the charter; the testbed's comparisons from a policy too."""
+    parents = [workspace.charter_record()]
+    if version.name == "comparisons":
+        parents += [_record(workspace, _open(workspace, "prompts")), workspace.record_of("sft", "model")]
+    sources = [
+        {key: source[key] for key in ("file", "sha256", "made_by") if key in source}
+        for source in version.manifest["sources"]
+    ]
+    body = {
+        "name": version.name,
+        "hash": version.hash,
+        "counts": version.manifest["counts"],
+        "licence": version.manifest["licence"],
+        "sources": sources,
+    }
+    return workspace.registry.put("dataset", body, parents)
+
+
+def data_in_force(workspace: Workspace) -> dict[str, str]:
+    """Name and hash of every data set as it lies on disk now: evidence about other versions is stale."""
+    manifests = sorted((workspace.out / "data").glob("*/*/manifest.json"))
+    bodies = [body for file in manifests if file.parent.name == short((body := read_json(file))["hash"])]
+    return {str(body["name"]): str(body["hash"]) for body in bodies}
 
 
 def _limited(workspace: Workspace, version: DatasetVersion, split: str) -> list[Record]:
@@ -155,67 +117,105 @@ def _limited(workspace: Workspace, version: DatasetVersion, split: str) -> list[
     return records[: limit if split == "train" else max(10, limit // 10)]
 
 
-def _as_demonstration(record: Record) -> Demonstration | None:
-    if isinstance(record, Demonstration):
-        return record
-    if isinstance(record, Comparison):
-        messages = (*record.prompt, Message("assistant", record.chosen))
-        return Demonstration(id=record.id, messages=messages, meta=record.meta)
-    return None
-
-
 def _feedback(
-    workspace: Workspace, version: DatasetVersion, train: list[Any], test: list[Any], what: str
-) -> FeedbackData:
-    if not train:
+    workspace: Workspace, version: DatasetVersion, see: Callable[[Record], R], what: str
+) -> FeedbackData[R]:
+    """Both splits of a version, every record seen as one kind; those that cannot be are counted."""
+    found: dict[str, list[R]] = {split: [] for split in _SPLITS}
+    left_out = 0
+    for split in _SPLITS:
+        for record in _limited(workspace, version, split):
+            try:
+                found[split].append(see(record))
+            except RecordError:
+                left_out += 1
+    if not found["train"]:
         raise DataError(
             f"the training split of data set {version.name} holds no {what}",
             value=dict(version.manifest["counts"]),
             remedy="give data with demonstrations or comparisons",
         )
-    return FeedbackData(version.name, version.hash, train, test, (_record(workspace, version),))
+    if left_out:
+        workspace.say(f"data set {version.name}: {left_out:,} records hold no {what} and are left out")
+    return FeedbackData(
+        version.name, version.hash, found["train"], found["test"], (_record(workspace, version),)
+    )
 
 
-def demonstrations(workspace: Workspace) -> FeedbackData:
-    """Demonstrations to imitate; where the data holds only comparisons, their chosen answers.
+def decided(records: Sequence[Comparison]) -> Decided:
+    """Comparisons as plain preferences: a soft label below one half turns the pair, one half is a tie."""
+    kept: list[Comparison] = []
+    ties = turned = 0
+    for record in records:
+        if record.soft_label == TIE:
+            ties += 1
+        elif record.soft_label is not None and record.soft_label < TIE:
+            turned += 1
+            margin = None if record.margin is None else -record.margin
+            kept.append(
+                replace(
+                    record,
+                    chosen=record.rejected,
+                    rejected=record.chosen,
+                    soft_label=1 - record.soft_label,
+                    margin=margin,
+                )
+            )
+        else:
+            kept.append(record)
+    return Decided(kept, ties, turned)
+
+
+def _good_answer(record: Record) -> Demonstration:
+    """The record as a demonstration: of a comparison the answer that was preferred, either one of a tie."""
+    if isinstance(record, Comparison):
+        record = next(iter(decided([record]).records), record)
+    return as_demonstration(record)
+
+
+def demonstrations(workspace: Workspace) -> FeedbackData[Demonstration]:
+    """Demonstrations to imitate; of comparisons and rankings, the best answer.
 
     Raises:
         DataError: no such data.
     """
-    version = _open(workspace, "demonstrations" if workspace.recipe.data.source == "testbed" else "feedback")
-    found: dict[str, list[Demonstration]] = {}
-    for split in _FRACTIONS:
-        records = _limited(workspace, version, split)
-        given = [record for record in records if isinstance(record, Demonstration)]
-        found[split] = given or [d for d in map(_as_demonstration, records) if d is not None]
-    return _feedback(workspace, version, found["train"], found["test"], "demonstration")
+    name = "demonstrations" if workspace.recipe.data.source == "testbed" else "feedback"
+    return _feedback(workspace, _open(workspace, name), _good_answer, "answer known to be good")
 
 
-def pairs(workspace: Workspace) -> FeedbackData:
+def has_comparisons(workspace: Workspace) -> bool:
+    """Whether the data can give pairs; on the testbed it always can."""
+    if workspace.recipe.data.source == "testbed":
+        return True
+    return bool({"comparison", "ranking"} & set(_open(workspace, "feedback").manifest["counts"]))
+
+
+def pairs(workspace: Workspace) -> FeedbackData[Comparison]:
     """Comparisons. On the testbed the SFT model's own replies are compared, once, when first asked for.
 
     Raises:
-        DataError: the data holds no comparison.
+        DataError: the data holds no comparison, or none to test on.
     """
-    if workspace.recipe.data.source == "testbed":
-        version = _simulated_pairs(workspace)
-    else:
-        version = _open(workspace, "feedback")
-    train, test = (
-        [r for r in _limited(workspace, version, split) if isinstance(r, Comparison)] for split in _FRACTIONS
-    )
-    return _feedback(workspace, version, train, test, "comparison")
+    testbed = workspace.recipe.data.source == "testbed"
+    version = _simulated_pairs(workspace) if testbed else _open(workspace, "feedback")
+    found = _feedback(workspace, version, as_comparison, "comparison")
+    if not decided(found.test).records:
+        raise DataError(
+            f"the test split of data set {version.name} holds no comparison to measure on",
+            value=dict(version.manifest["splits"]),
+            remedy="raise data.test_share or give more data",
+        )
+    return found
 
 
 def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
-    folder = workspace.out / "data" / "comparisons"
-    if folder.is_dir():
+    if _versions(workspace, "comparisons"):
         return _open(workspace, "comparisons")
     asked = _open(workspace, "prompts")
     policy = workspace.load("sft")
     records = [record for record in asked.records() if isinstance(record, Prompt)]
     settings = workspace.recipe.eval
-    _, groups = prompt_ids(policy, records, max_tokens=workspace.recipe.data.max_tokens)
+    kept, groups = prompt_ids(policy, records, max_tokens=workspace.recipe.data.max_tokens)
     with workspace.bar("feedback", 2 * len(groups)) as bar:
         drawn = draw(
             policy,
@@ -227,10 +227,10 @@ def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
             bar=bar,
         )
     replies = list(zip(drawn.texts[::2], drawn.texts[1::2], strict=True))
-    usable = [(p, r) for p, r in zip(records, replies, strict=True) if all(r)]
+    usable = [(records[i], reply) for i, reply in zip(kept, replies, strict=True) if all(reply)]
     compared = compare_replies(
-        [p for p, _ in usable],
-        [r for _, r in usable],
+        [prompt for prompt, _ in usable],
+        [reply for _, reply in usable],
         charter=workspace.charter.hash,
         seed=workspace.seed("annotators"),
     )
@@ -239,53 +239,40 @@ def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
         "comparisons",
         compared,
         sources=[{"made_by": "trueward.testbed", "policy": policy.hash, "prompts": asked.hash}],
-        info=_info(workspace, test=workspace.recipe.data.test_share, licence="Apache-2.0"),
+        info=dataset_info(workspace, test=workspace.recipe.data.test_share, licence="Apache-2.0"),
     )
-    same = sum(a == b for a, b in replies)
+    same = sum(a == b for _, (a, b) in usable)
     workspace.say(
-        f"data set comparisons {short(version.hash)}: {version.num_records:,} pairs from "
-        f"{len(records):,} prompts; {same:,} prompts had two identical replies, "
-        f"{len(replies) - len(usable):,} an empty one"
+        f"data set comparisons {short(version.hash)}: {version.num_records:,} pairs from {len(records):,} "
+        f"prompts; {same:,} had two identical replies, {len(replies) - len(usable):,} an empty one, "
+        f"{len(records) - len(kept):,} were too long"
     )
     return version
 
 
 def train_prompts(workspace: Workspace) -> list[Prompt]:
     """Prompts to draw completions for in PPO: those of the comparisons' training split."""
-    return _prompts_of(pairs(workspace).train)
+    return _different(pairs(workspace).train)
 
 
-def test_prompts(workspace: Workspace) -> tuple[list[Prompt], str, str]:
-    """Held-out prompts for evaluation, with name and hash of the data set they are from."""
-    if workspace.recipe.data.source == "testbed":
-        version = _open(workspace, "held-out")
-        return [r for r in version.records() if isinstance(r, Prompt)], version.name, version.hash
-    found = pairs(workspace)
-    return _prompts_of(found.test)[: workspace.recipe.eval.prompts], found.name, found.hash
+def test_prompts(workspace: Workspace) -> HeldOutPrompts:
+    """Held-out prompts for evaluation, each once."""
+    testbed = workspace.recipe.data.source == "testbed"
+    version = _open(workspace, "held-out" if testbed else "feedback")
+    limit = None if testbed else workspace.recipe.eval.prompts
+    found = _different(_limited(workspace, version, "test"))[:limit]
+    if not found:
+        raise DataError(
+            f"the test split of data set {version.name} holds no prompt to evaluate on",
+            value=dict(version.manifest["splits"]),
+            remedy="raise data.test_share or give more data",
+        )
+    return HeldOutPrompts(found, version.name, version.hash, _record(workspace, version))
 
 
-def _prompts_of(records: Sequence[Comparison]) -> list[Prompt]:
-    unique: dict[str, Prompt] = {}
-    for record in records:
-        key = f"{prompt_key(record)}\n{record.prompt[-1].content}"
-        unique.setdefault(key, Prompt(id=record.id, messages=record.prompt, meta=record.meta))
+def _different(records: Sequence[Record]) -> list[Prompt]:
+    """The prompts behind records, each conversation once."""
+    unique: dict[tuple[Message, ...], Prompt] = {}
+    for prompt in map(as_prompt, records):
+        unique.setdefault(prompt.messages, prompt)
     return list(unique.values())
-
-
-def import_command(path: Path, out: Path, *, name: str, format: str, licence: str, max_bad: float) -> None:
-    """`trueward data import`."""
-    console = Console(stderr=True)
-    meta = Meta(source=path.name, licence=licence)
-    item = import_file(
-        path, quarantine=out / "quarantine" / f"{path.name}.jsonl", format=format, meta=meta, max_bad=max_bad
-    )
-    console.print(item.detected, markup=False, highlight=False)
-    version = write_dataset(out, name, item, imports=[item], info=DatasetInfo(licence=licence))
-    console.print(item.summary(), markup=False, highlight=False)
-    console.print(f"wrote {version.path}", markup=False, highlight=False)
-
-
-def export_command(dataset: Path, out: Path, *, form: str) -> None:
-    """`trueward data export`."""
-    count = export_file(open_dataset(dataset).records(), out, form=form)
-    Console(stderr=True).print(f"wrote {count:,} rows to {out}", markup=False, highlight=False)

@@ -8,6 +8,7 @@ from rich.text import Text
 from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
 from trueward.models.checkpoint import model_hash
+from trueward.pipeline.datasets import data_in_force
 from trueward.pipeline.workspace import Workspace
 from trueward.registry import CriterionResult, Verdict, decide, make_release
 
@@ -18,19 +19,24 @@ def subject_stage(workspace: Workspace) -> str:
     """The stage whose model is brought before the gate.
 
     Raises:
-        RunError: that stage, or any candidate, has not been run.
+        RunError: that stage has not been run, or nothing can be compared.
     """
     wanted = workspace.recipe.release
     if wanted != "best":
         workspace.model_path(wanted)
         return wanted
-    candidates = [stage for stage in ("dpo", "ppo") if workspace.has(stage)]
+    figures = read_json(workspace.evaluation().path / "figures.json")["stages"]
+    candidates = {
+        stage: float(figures[stage]["win_rate"]["value"])
+        for stage in ("dpo", "ppo")
+        if workspace.has(stage) and "win_rate" in figures.get(stage, {})
+    }
     if not candidates:
         raise RunError(
-            "there is no DPO or PPO model to choose from", remedy="run one of them, or set release=sft"
+            "the newest evaluation has no win rate of a DPO or PPO model to choose the best by",
+            remedy="run dpo or ppo, reward and then eval, or name the stage, such as release=sft",
         )
-    figures = read_json(workspace.out / "eval" / "figures.json")["stages"]
-    return max(candidates, key=lambda stage: float(figures[stage]["win_rate"]["value"]))
+    return max(candidates, key=lambda stage: candidates[stage])
 
 
 def gate(workspace: Workspace) -> bool:
@@ -42,36 +48,27 @@ def gate(workspace: Workspace) -> bool:
     Raises:
         RunError: nothing has been evaluated.
     """
-    if not workspace.has("eval"):
-        raise RunError(f"{workspace.out} holds no finished evaluation", remedy="run the eval stage first")
+    evaluation = workspace.evaluation()
     stage = subject_stage(workspace)
     loaded = workspace.load(stage)
-    records = [
-        r for r in workspace.registry.all("evidence") if r.body["subject"]["stage"] in (stage, "reward")
-    ]
+    # Only the newest evaluation speaks: the figures of an older one, with other prompts, may differ.
+    ids = evaluation.manifest["results"]["evidence"]
     verdict = decide(
         workspace.charter,
         workspace.recipe.profile,
-        records,
+        [workspace.registry.get(ids[name]) for name in (stage, "reward") if name in ids],
         subject=loaded.hash,
-        data=_data_in_force(workspace),
+        data=data_in_force(workspace),
         template=loaded.template_hash,
         reward_model=workspace.load_reward().hash if workspace.has("reward") else None,
     )
-    workspace.registry.put("verdict", verdict.body(), [*verdict.sources, workspace.record_of(stage, "model")])
+    parents = [*verdict.sources, workspace.record_of(stage, "model")]
+    record = workspace.registry.put("verdict", verdict.body(), parents)
     release = _release(workspace, stage, verdict) if verdict.passed else None
-    write_json(workspace.out / "verdict.json", {**verdict.body(), "subject_stage": stage, "release": release})
+    made = {"subject_stage": stage, "release": release, "record": record, "evaluation": evaluation.path.name}
+    write_json(workspace.out / "verdict.json", {**verdict.body(), **made})
     show_verdict(workspace, stage, verdict, release)
     return verdict.passed
-
-
-def _data_in_force(workspace: Workspace) -> dict[str, str]:
-    """Data sets as they lie on disk now: evidence about other versions is stale."""
-    found: dict[str, str] = {}
-    for manifest in sorted((workspace.out / "data").glob("*/*/manifest.json")):
-        body = read_json(manifest)
-        found[body["name"]] = body["hash"]
-    return found
 
 
 def _release(workspace: Workspace, stage: str, verdict: Verdict) -> str:

@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
-
+from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.records import Prompt
-from trueward.models.checkpoint import model_card, model_hash, save_causal
 from trueward.models.load import LoadedModel
 from trueward.pipeline.datasets import pairs, train_prompts
 from trueward.pipeline.sampling import prompt_ids, text_of
+from trueward.pipeline.training import card, check, save_policy, settings_of, training_figures
 from trueward.pipeline.workspace import Workspace
 from trueward.rollouts.engine import Rollout
 from trueward.rollouts.local import LocalEngine
 from trueward.testbed import gold_reward, task_of
 from trueward.trainers.experience import RewardFunction, ppo_models
-from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo import PPOHooks, train_ppo
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.reward import reward_function
@@ -36,11 +34,24 @@ def _decode(policy: LoadedModel) -> Callable[[Sequence[int]], str]:
     return lambda ids: str(policy.tokenizer.decode(list(ids)))
 
 
+def _prompts(
+    workspace: Workspace, policy: LoadedModel, settings: PPOSettings
+) -> tuple[list[Prompt], list[TokenGroup]]:
+    """The usable prompts and their token groups, checked; those too long are counted."""
+    prompts = train_prompts(workspace)
+    longest = workspace.recipe.data.max_tokens - settings.max_new_tokens
+    kept, groups = prompt_ids(policy, prompts, max_tokens=longest)
+    if len(kept) < len(prompts):
+        workspace.say(
+            f"PPO: {len(prompts) - len(kept):,} of {len(prompts):,} prompts are too long and left out"
+        )
+    check(workspace, policy, groups, completions=False, quiet=True)
+    return [prompts[index] for index in kept], groups
+
+
 def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     recipe = workspace.recipe
-    policy = workspace.load("sft", lora=False)
-    scorer = workspace.load_reward()
-    data, prompts = pairs(workspace), train_prompts(workspace)
+    policy, scorer, data = workspace.load_to_train("sft"), workspace.load_reward(), pairs(workspace)
     parents = {
         "model": policy.hash,
         "reward_model": scorer.hash,
@@ -48,12 +59,16 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         "charter": workspace.charter.hash,
         "template": policy.template_hash,
     }
-    begun = workspace.begin(stage, config={"section": settings.model_dump(mode="json")}, parents=parents)
+    config = {
+        "section": settings.model_dump(mode="json"),
+        "model": _model_config(workspace),
+        "limit": recipe.data.limit,
+    }
+    begun = workspace.begin(stage, config=config, parents=parents)
     if begun.done:
         return
-    _, groups = prompt_ids(policy, prompts, max_tokens=recipe.data.max_tokens - settings.max_new_tokens)
-    torch.manual_seed(workspace.seed(stage, "init"))
-    settings = settings.model_copy(update={"seed": workspace.seed(stage, settings.seed)})
+    prompts, groups = _prompts(workspace, policy, settings)
+    settings = settings_of(workspace, stage, settings)
     models = ppo_models(policy.model, settings)
     gold = _gold(policy, prompts) if recipe.data.source == "testbed" else None
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
@@ -70,27 +85,22 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     if result.stopped:
         workspace.say(f"{stage}: {result.stopped}")
     workspace.check_finished(begun.folder, result)
-    card = model_card(
-        f"{recipe.name}: {stage}",
-        text=f"PPO against reward model {scorer.hash[:16]}, {result.step} iterations.",
-        metadata={"base_model": policy.path, "tags": ["trueward", stage], "trueward": {"parents": parents}},
-    )
-    save_causal(policy.model, policy.tokenizer, begun.folder.model, card, replace=begun.resume)
+    text = f"PPO against reward model {short(scorer.hash)}, {result.step} iterations."
+    _, digest = save_policy(policy, begun, card(workspace, stage, policy, text=text, made_from=parents))
     workspace.finish(
         begun.folder,
-        results=_figures(result),
-        model=model_hash(begun.folder.model),
+        results=training_figures(result),
+        model=digest,
         parents=[*data.records, workspace.record_of("sft", "model"), workspace.record_of("reward", "model")],
     )
 
 
-def _figures(result: TrainResult) -> dict[str, object]:
+def _model_config(workspace: Workspace) -> dict[str, object]:
+    section = workspace.recipe.model.model_dump(mode="json")
     return {
-        "seconds": result.seconds,
-        "iterations": result.step,
-        "skipped": result.skipped,
-        "stopped": result.stopped,
-        "warnings": list(result.warnings),
+        "lora": section["lora"],
+        "dtype": section["dtype"],
+        "max_tokens": workspace.recipe.data.max_tokens,
     }
 
 

@@ -153,6 +153,8 @@ class Recipe(Config):
     """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
     stages: tuple[Stage, ...] = STAGES
     """Stages to run, in this order."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers that get the metrics of every stage beside its metrics.jsonl."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     testbed: TestbedSection = TestbedSection()

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from trueward.core.errors import RunError
 from trueward.core.files import read_json, read_jsonl, write_json
-from trueward.core.run import now
+from trueward.core.run import RunFolder, now
 from trueward.pipeline.workspace import Workspace
 from trueward.reports import read_summary, render_report, stage_table
 
 __all__ = ["build_summary", "report"]
 
+TRAINED = ("sft", "reward", "dpo", "ppo", "ppo_unbounded")
 _TITLES = {"testbed": "Alignment on the testbed", "files": "Alignment on real feedback"}
 
 
@@ -43,9 +44,9 @@ def build_summary(workspace: Workspace) -> dict[str, Any]:
     Raises:
         RunError: nothing has been evaluated.
     """
-    if not workspace.has("eval"):
-        raise RunError(f"{workspace.out} holds no finished evaluation", remedy="run the eval stage first")
-    figures = read_json(workspace.out / "eval" / "figures.json")
+    evaluation = workspace.evaluation()
+    figures = read_json(evaluation.path / "figures.json")
+    verdict = _verdict(workspace, evaluation)
     recipe = workspace.recipe
     return {
         "schema": "trueward.summary/1",
@@ -54,20 +55,26 @@ def build_summary(workspace: Workspace) -> dict[str, Any]:
         "seed": recipe.seed,
         "created": now(),
         "charter": {"name": workspace.charter.name, "hash": workspace.charter.hash},
-        "total_s": round(time.monotonic() - workspace.started_s, 1),
+        "total_s": _total_s(workspace),
         "stages": [_stage(workspace, name, body) for name, body in figures["stages"].items()],
         "reward_model": figures.get("reward_model"),
         "curves": _curves(workspace),
         "win_matrix": figures["win_matrix"],
-        "samples": list(_samples(workspace)),
-        "lineage": _lineage(workspace),
-        "gate": _gate(workspace),
-        "notes": list(_notes(workspace, figures)),
+        "samples": list(_samples(evaluation, workspace.recipe.eval.samples)),
+        "lineage": _lineage(workspace, evaluation, verdict),
+        "gate": _gate(verdict),
+        "notes": list(_notes(workspace, figures, verdict)),
     }
 
 
 def _seconds(workspace: Workspace, stage: str) -> float:
     return float(workspace.run(stage).manifest["results"]["seconds"]) if workspace.has(stage) else 0.0
+
+
+def _total_s(workspace: Workspace) -> float:
+    """Seconds of this command; of the trainings alone where they were commands of their own."""
+    elapsed_s = time.monotonic() - workspace.started_s
+    return round(max(elapsed_s, sum(_seconds(workspace, stage) for stage in TRAINED)), 1)
 
 
 def _stage(workspace: Workspace, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,41 +123,34 @@ def _curves(workspace: Workspace) -> dict[str, Any]:
     return curves
 
 
-def _samples(workspace: Workspace) -> Iterator[dict[str, Any]]:
+def _samples(evaluation: RunFolder, wanted: int) -> Iterator[dict[str, Any]]:
     """Prompts spread over the categories, in the order of evaluation."""
-    wanted = workspace.recipe.eval.samples
-    rows = list(read_jsonl(workspace.out / "eval" / "samples.jsonl"))
-    categories = sorted({row["category"] for row in rows})
-    picked: list[dict[str, Any]] = []
-    for turn in range(len(rows)):
-        for category in categories:
-            members = [row for row in rows if row["category"] == category]
-            if turn < len(members) and len(picked) < wanted:
-                picked.append(members[turn])
-        if len(picked) >= wanted:
-            break
-    yield from picked
+    waiting: dict[str, list[dict[str, Any]]] = {}
+    for row in read_jsonl(evaluation.path / "samples.jsonl"):
+        waiting.setdefault(row["category"], []).append(row)
+    turns = zip_longest(*(waiting[category] for category in sorted(waiting)))
+    yield from islice((row for turn in turns for row in turn if row is not None), wanted)
 
 
-def _lineage(workspace: Workspace) -> dict[str, Any]:
-    verdict = _verdict(workspace)
-    records = (
-        workspace.registry.all("release")
-        or workspace.registry.all("verdict")
-        or workspace.registry.all("model")
-    )
-    if not records or verdict is None:
-        return {"nodes": [], "edges": []}
-    return workspace.registry.lineage(records[-1].id).to_json()
+def _lineage(workspace: Workspace, evaluation: RunFolder, verdict: dict[str, Any] | None) -> dict[str, Any]:
+    """Where the release, or else the verdict, or else every piece of evidence, came from."""
+    if verdict is not None:
+        return workspace.registry.lineage(verdict["release"] or verdict["record"]).to_json()
+    ids = evaluation.manifest["results"]["evidence"].values()
+    parts = [workspace.registry.lineage(identifier).to_json() for identifier in ids]
+    nodes = {node["id"]: node for part in parts for node in part["nodes"]}
+    edges = {tuple(edge): edge for part in parts for edge in part["edges"]}
+    return {"nodes": list(nodes.values()), "edges": list(edges.values())}
 
 
-def _verdict(workspace: Workspace) -> dict[str, Any] | None:
+def _verdict(workspace: Workspace, evaluation: RunFolder) -> dict[str, Any] | None:
+    """The gate's verdict, if it is on the newest evaluation."""
     file = workspace.out / "verdict.json"
-    return read_json(file) if file.is_file() else None
+    verdict: dict[str, Any] | None = read_json(file) if file.is_file() else None
+    return verdict if verdict is not None and verdict["evaluation"] == evaluation.path.name else None
 
 
-def _gate(workspace: Workspace) -> dict[str, Any] | None:
-    verdict = _verdict(workspace)
+def _gate(verdict: dict[str, Any] | None) -> dict[str, Any] | None:
     if verdict is None:
         return None
     return {
@@ -161,17 +161,16 @@ def _gate(workspace: Workspace) -> dict[str, Any] | None:
     }
 
 
-def _notes(workspace: Workspace, figures: Mapping[str, Any]) -> Iterator[str]:
+def _notes(workspace: Workspace, figures: Mapping[str, Any], verdict: dict[str, Any] | None) -> Iterator[str]:
+    if verdict is None and (workspace.out / "verdict.json").is_file():
+        yield "gate: the verdict on disk is older than this evaluation; run the gate again"
     reward = figures.get("reward_model")
     if reward is not None:
         yield from (line for line in str(reward["verdict"]).splitlines() if line)
-    for stage in ("sft", "reward", "dpo", "ppo", "ppo_unbounded"):
+    for stage in TRAINED:
         if workspace.has(stage):
             results = workspace.run(stage).manifest["results"]
             if results.get("stopped"):
                 yield f"{stage}: {results['stopped']}"
             yield from (f"{stage}: {warning}" for warning in results["warnings"])
-    for stage, body in figures["stages"].items():
-        if body["unfinished"]:
-            done = f"{body['unfinished']} of {figures['prompts']} completions"
-            yield f"{stage}: {done} ran into the length limit"
+    yield from figures["notes"]

@@ -1,5 +1,6 @@
 """How right the reward model is on held-out pairs: accuracy, calibration, and baselines to beat."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from trueward.core.stats import Estimate, paired_difference
+from trueward.data.records import Comparison
 from trueward.evals import (
     Baseline,
     bag_of_words_baseline,
@@ -18,7 +20,8 @@ from trueward.evals import (
 )
 from trueward.models.load import LoadedModel
 from trueward.pipeline.datasets import FeedbackData
-from trueward.pipeline.stages import reward_pairs, tokenised
+from trueward.pipeline.stages import reward_pairs
+from trueward.pipeline.training import tokenised
 from trueward.pipeline.workspace import Workspace
 from trueward.trainers.groups import cut
 from trueward.trainers.reward import pair_rewards
@@ -34,10 +37,12 @@ class RewardMeasured:
     metrics: dict[str, Estimate]
     model: str
     template: str
-    data: FeedbackData
+    data: FeedbackData[Comparison]
 
 
-def measure_reward(workspace: Workspace, scorer: LoadedModel, data: FeedbackData) -> RewardMeasured:
+def measure_reward(
+    workspace: Workspace, scorer: LoadedModel, data: FeedbackData[Comparison]
+) -> RewardMeasured:
     """Score the held-out pairs and compare with chance, the longer answer and a bag of words."""
     groups, _ = tokenised(scorer, data.test, max_tokens=workspace.recipe.data.max_tokens)
     pairs = reward_pairs(groups, data.test)
@@ -50,7 +55,7 @@ def measure_reward(workspace: Workspace, scorer: LoadedModel, data: FeedbackData
             rejected += b.tolist()
     kept = {group.id for group in groups}
     records = [record for record in data.test if record.id in kept]
-    labels = [1.0 if r.soft_label is None else r.soft_label for r in records]
+    labels = _labels(records)
     gold = [
         float(r.meta.extra["gold_chosen"]) - float(r.meta.extra["gold_rejected"])
         for r in records
@@ -60,7 +65,9 @@ def measure_reward(workspace: Workspace, scorer: LoadedModel, data: FeedbackData
         chosen, rejected, soft_labels=labels, gold_differences=gold if len(gold) == len(records) else None
     )
     lengths = np.array([[len(c.ids) for c in group.completions] for group in groups])
-    judge = fit_bag_of_words([r.chosen for r in data.train], [r.rejected for r in data.train])
+    judge = fit_bag_of_words(
+        [r.chosen for r in data.train], [r.rejected for r in data.train], soft_labels=_labels(data.train)
+    )
     baselines = [
         chance_baseline(len(records), soft_labels=labels),
         longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels),
@@ -90,6 +97,10 @@ def measure_reward(workspace: Workspace, scorer: LoadedModel, data: FeedbackData
         template=scorer.template_hash,
         data=data,
     )
+
+
+def _labels(records: Sequence[Comparison]) -> list[float]:
+    return [1.0 if record.soft_label is None else record.soft_label for record in records]
 
 
 def _baseline(baseline: Baseline) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from trueward.pipeline.datasets import data
+from trueward.core.errors import RunError
+from trueward.models.heads import check_pad
+from trueward.pipeline.data import data
 from trueward.pipeline.evaluate import evaluate
 from trueward.pipeline.gate import gate
 from trueward.pipeline.ppo import ppo
@@ -23,9 +25,31 @@ STAGE_FUNCTIONS: dict[Stage, Callable[[Workspace], object]] = {
     "gate": gate,
     "report": report,
 }
+_REPEATABLE = ("eval", "gate", "report")
 
 
 def run(workspace: Workspace) -> None:
-    """Run the stages of the recipe. The gate's refusal is a result, not a failure: the report says so."""
-    for stage in workspace.recipe.stages:
+    """Run the stages of the recipe. The gate's refusal is a result, not a failure: the report says so.
+
+    Raises:
+        RunError: one of the stages has been run and `resume` is off; nothing is changed.
+        ModelError: the base model cannot be used for one of the stages; nothing is changed.
+    """
+    stages = workspace.recipe.stages
+    _refuse_repeats(workspace)
+    if "sft" in stages and not workspace.has("sft"):
+        # What would stop a later stage is found before the first one has taken its time.
+        base = workspace.load("base")
+        if "reward" in stages:
+            check_pad(base.tokenizer)
+    for stage in stages:
         STAGE_FUNCTIONS[stage](workspace)
+
+
+def _refuse_repeats(workspace: Workspace) -> None:
+    done = [s for s in workspace.recipe.stages if s not in _REPEATABLE and workspace.has(s)]
+    if done and not workspace.resume:
+        raise RunError(
+            f"{workspace.out} holds a finished {done[0]} stage already",
+            remedy="choose another `out`, or pass --resume to go on from what is there",
+        )

@@ -1,10 +1,14 @@
 """The run as a whole: its folder, its records, its charter, and the stages' run folders below it.
 
-<out>/recipe.yaml        resolved recipe           <out>/records/     registry
-<out>/data/<name>/<id>/  data set versions         <out>/<stage>/     run folder of a stage
-<out>/summary.json       every figure              <out>/report.html  the same to look at
+    <out>/recipe.yaml        resolved recipe of the first command; each run folder has its own
+    <out>/data/<name>/<id>/  data set versions       <out>/records/     registry
+    <out>/<stage>/           run folder of a stage   <out>/eval/<id>/   one evaluation; newest.json names it
+    <out>/summary.json       every figure            <out>/report.html  the same to look at
+Opening a workspace writes nothing: what a command refuses to do leaves the folder as it was.
 """
 
+import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +21,8 @@ from rich.console import Console
 
 from trueward.charter import Charter, load_charter
 from trueward.core.errors import RunError
-from trueward.core.files import write_text
+from trueward.core.files import read_json, write_json, write_text
+from trueward.core.hashing import hash_json, short
 from trueward.core.progress import Bar, stage_bar
 from trueward.core.run import RunFolder, create_run, open_run
 from trueward.core.seed import derive_seed
@@ -27,9 +32,10 @@ from trueward.pipeline.testbed_base import shipped_base
 from trueward.registry import Registry
 from trueward.trainers.loop import TrainResult, resume_hint
 
-__all__ = ["Begun", "Interrupted", "Workspace", "open_workspace"]
+__all__ = ["Begun", "Interrupted", "Workspace", "open_workspace", "recipe_text"]
 
-MODEL_STAGES = ("sft", "dpo", "ppo")
+NEWEST_SCHEMA = "trueward.newest/1"
+_INTENTION = re.compile(r"\.?(manifest\.json|recipe\.yaml)(\.[^/]*)?|quarantine/[^/]*")
 
 
 class Interrupted(RunError):
@@ -38,7 +44,7 @@ class Interrupted(RunError):
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A stage's run folder, and whether it is done already."""
+    """A stage's run folder, whether it is done already, and whether it goes on from what is there."""
 
     folder: RunFolder
     done: bool
@@ -66,7 +72,7 @@ class Workspace:
 
     def say(self, text: str) -> None:
         """One line for the user; nothing in it is read as markup."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Bar]:
@@ -83,17 +89,16 @@ class Workspace:
         """Folder of the model that `stage` made; `base` is the base model.
 
         Raises:
-            RunError: the stage has not been run.
+            RunError: the stage has not been run to its end.
         """
         if stage == "base":
             return self.base_path
-        folder = self.out / stage / "model"
-        if not folder.is_dir():
+        if not self.has(stage):
             raise RunError(
                 f"stage {stage} has made no model in {self.out}",
                 remedy=f"run `trueward {stage}` with this recipe first",
             )
-        return str(folder)
+        return str(self.out / stage / "model")
 
     def has(self, stage: str) -> bool:
         """Whether a stage has been run to its end."""
@@ -103,35 +108,74 @@ class Workspace:
         """The run folder of a stage that exists."""
         return open_run(self.out / stage)
 
-    def load(self, stage: str, *, lora: bool = False) -> LoadedModel:
-        """Load a stage's model; `lora` puts fresh adapters on it where the recipe asks for adapters."""
+    def load(self, stage: str) -> LoadedModel:
+        """A stage's model, to be used as it is."""
+        return load_causal(self.model_path(stage), dtype=self.recipe.model.dtype)
+
+    def load_to_train(self, stage: str, *, adapters: bool = True) -> LoadedModel:
+        """A stage's model to train: under fresh adapters where the recipe asks for them, else in float32.
+
+        Args:
+            adapters: False trains in full whatever the recipe says.
+        """
         section = self.recipe.model
-        settings = section.lora if lora else None
-        return load_causal(
-            self.model_path(stage), dtype=section.dtype, lora=settings, seed=self.seed("lora", stage)
-        )
+        if section.lora is None or not adapters:
+            return load_causal(self.model_path(stage), dtype="float32")
+        seed = self.seed("lora", stage)
+        return load_causal(self.model_path(stage), dtype=section.dtype, lora=section.lora, seed=seed)
 
     def load_reward(self) -> LoadedModel:
-        """Load the reward model, probes verified."""
+        """The reward model, probes verified."""
         return load_reward(self.model_path("reward"))
 
-    def begin(self, stage: str, *, config: Mapping[str, Any], parents: Mapping[str, str]) -> Begun:
+    def begin(
+        self, stage: str, *, config: Mapping[str, Any], parents: Mapping[str, str], at: Path | None = None
+    ) -> Begun:
         """Make the run folder of a stage, or reopen it when resuming.
+
+        Args:
+            at: the folder; None is `<out>/<stage>`.
 
         Raises:
             RunError: the folder exists and `resume` is off, or it belongs to another configuration.
         """
-        path = self.out / stage
+        path = at or self.out / stage
         if self.resume and (path / "manifest.json").is_file():
             run = open_run(path)
-            if run.manifest["config"] != dict(config) or run.manifest["parents"] != dict(parents):
-                raise RunError(
-                    f"{path} was made with another configuration or other inputs, so it cannot be resumed",
-                    remedy="choose another `out`, or run without --resume in an empty folder",
-                )
+            _check_same(run, config, parents, self.recipe.seed)
             return Begun(run, run.manifest["status"] == "done", True)
+        if _nothing_made(path):
+            shutil.rmtree(path)
         run = create_run(path, stage=stage, config=config, parents=parents, seed=self.recipe.seed)
+        write_text(path / "recipe.yaml", recipe_text(self.recipe))
+        if not (self.out / "recipe.yaml").exists():
+            write_text(self.out / "recipe.yaml", recipe_text(self.recipe))
         return Begun(run, False, False)
+
+    def begin_evaluation(self, *, config: Mapping[str, Any], parents: Mapping[str, str]) -> Begun:
+        """The folder of one evaluation. What was measured and how decides its name: other models or settings
+        make a new one and the old ones stay; an unfinished one is done again."""
+        key = short(hash_json([dict(config), dict(parents), self.recipe.seed]))
+        path = self.out / "eval" / key
+        if (path / "manifest.json").is_file():
+            run = open_run(path)
+            return Begun(run, run.manifest["status"] == "done", True)
+        return self.begin("eval", config=config, parents=parents, at=path)
+
+    def set_newest_evaluation(self, run: RunFolder) -> None:
+        """Name the evaluation that gate and report read."""
+        write_json(self.out / "eval" / "newest.json", {"schema": NEWEST_SCHEMA, "folder": run.path.name})
+
+    def evaluation(self) -> RunFolder:
+        """The newest finished evaluation.
+
+        Raises:
+            RunError: there is none.
+        """
+        file = self.out / "eval" / "newest.json"
+        if not file.is_file():
+            raise RunError(f"{self.out} holds no finished evaluation", remedy="run the eval stage first")
+        return open_run(file.parent / str(read_json(file)["folder"]))
 
     def check_finished(self, run: RunFolder, result: TrainResult) -> None:
         """Turn an interrupted training into an orderly end of the command.
@@ -153,37 +197,85 @@ class Workspace:
         model: str | None = None,
         parents: Sequence[str] = (),
     ) -> None:
-        """Close a stage: its figures into the manifest, its run and model into the registry."""
+        """Close a stage: its run and model into the registry, its figures into the manifest.
+
+        Args:
+            results: figures and notes, JSON values.
+            model: hash of the model it made.
+            parents: registry ids of what it was made from; the charter is added.
+        """
         stage = str(run.manifest["stage"])
-        body = {
-            "name": stage,
-            "stage": stage,
-            "manifest": {k: v for k, v in run.manifest.items() if k != "results"},
+        manifest = {
+            key: value for key, value in run.manifest.items() if key not in ("results", "status", "finished")
         }
-        ids = {"run": self.registry.put("run", body, list(parents))}
+        body = {"name": stage, "stage": stage, "manifest": manifest}
+        ids = {"run": self.registry.put("run", body, [*parents, self.charter_record()])}
         if model is not None:
             ids["model"] = self.registry.put(
                 "model", {"name": stage, "stage": stage, "hash": model}, [ids["run"]]
             )
         run.finish(results={**results, "records": ids})
 
+    def charter_record(self) -> str:
+        """Registry id of the charter in force."""
+        charter = self.charter
+        return self.registry.put(
+            "charter", {"name": charter.name, "hash": charter.hash, "charter": charter.body()}
+        )
+
+    def base_record(self, base: LoadedModel) -> str:
+        """Registry id of the base model; its name is that of its folder, or its hub id."""
+        name = self.recipe.model.path or "the testbed's base model"
+        name = Path(name).name if Path(name).is_dir() else name
+        return self.registry.put("model", {"name": f"base: {name}", "stage": "base", "hash": base.hash})
+
     def record_of(self, stage: str, kind: str) -> str:
         """Registry id of what a finished stage made."""
         return str(self.run(stage).manifest["results"]["records"][kind])
 
 
+def _check_same(run: RunFolder, config: Mapping[str, Any], parents: Mapping[str, str], seed: int) -> None:
+    before = {
+        "config": run.manifest["config"],
+        "inputs": run.manifest["parents"],
+        "seed": run.manifest["seed"],
+    }
+    now = {"config": dict(config), "inputs": dict(parents), "seed": seed}
+    changed = [name for name in before if before[name] != now[name]]
+    if changed:
+        raise RunError(
+            f"{run.path} was made with other {' and '.join(changed)}, so it cannot be resumed",
+            remedy="give the recipe.yaml of that folder, or choose another `out`",
+        )
+
+
+def _nothing_made(path: Path) -> bool:
+    """Whether a run folder holds no more than the intention: a stage that failed or was killed before it made
+    anything, so that the mended recipe can have the place."""
+    files = [item.relative_to(path) for item in path.rglob("*") if not item.is_dir()] if path.is_dir() else []
+    if not (path / "manifest.json").is_file():
+        return bool(files) and all(file.as_posix().startswith(".manifest.json.") for file in files)
+    only_intended = all(_INTENTION.fullmatch(file.as_posix()) for file in files)
+    return only_intended and open_run(path).manifest["status"] != "done"
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
 def open_workspace(recipe: Recipe, *, console: Console | None = None, resume: bool = False) -> Workspace:
-    """Open the run's folder, write the resolved recipe there, and record charter and base model.
+    """Read the charter and take hold of the run's folder; nothing is written yet.
 
     Raises:
         ConfigError: the charter does not validate.
-        StorageError: the folder cannot be written.
+        RunError: the folder is a file.
     """
+    if recipe.out.exists() and not recipe.out.is_dir():
+        raise RunError(
+            f"{recipe.out} is a file", expected="a folder for the run", remedy="choose another `out`"
+        )
     charter = load_charter(recipe.charter)
-    workspace = Workspace(
+    return Workspace(
         recipe, charter, Registry(recipe.out / "records"), console or Console(stderr=True), resume
     )
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_text(recipe.out / "recipe.yaml", text)
-    workspace.registry.put("charter", {"name": charter.name, "hash": charter.hash, "charter": charter.body()})
-    return workspace

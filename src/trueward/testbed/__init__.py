@@ -4,7 +4,7 @@ from trueward.testbed.annotators import ANNOTATORS, Annotator, choice_probabilit
 from trueward.testbed.corpus import declarations, demonstrations, prompts, web_chats
 from trueward.testbed.feedback import compare_replies
 from trueward.testbed.gold import Gold, gold_reward
-from trueward.testbed.measure import CategoryRate, Measurement, measure
+from trueward.testbed.measure import CategoryRate, Measurement, measure, missing_kinds
 from trueward.testbed.prompts import Task, draw_task, task_of, to_prompt
 from trueward.testbed.vocabulary import write_tokenizer
 from trueward.testbed.world import World, make_world
@@ -25,6 +25,7 @@ __all__ = [
     "gold_reward",
     "make_world",
     "measure",
+    "missing_kinds",
     "prompts",
     "task_of",
     "to_prompt",

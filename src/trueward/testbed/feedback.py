@@ -1,7 +1,6 @@
 """Simulated feedback: annotators compare two replies of a policy to the same prompt."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from trueward.core.hashing import hash_json
 from trueward.core.seed import generator
@@ -10,15 +9,7 @@ from trueward.testbed.annotators import ANNOTATORS, choose
 from trueward.testbed.gold import gold_reward
 from trueward.testbed.prompts import task_of
 
-__all__ = ["FeedbackCounts", "compare_replies"]
-
-
-class FeedbackCounts(NamedTuple):
-    """What came of the sampled replies."""
-
-    prompts: int
-    identical: int
-    comparisons: int
+__all__ = ["compare_replies"]
 
 
 def compare_replies(

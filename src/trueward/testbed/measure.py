@@ -1,16 +1,17 @@
 """Measurements on the testbed: true scores of a policy's replies, with intervals, by kind and by category."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trueward.core.errors import EvidenceError
 from trueward.core.stats import Estimate, bootstrap_mean, wilson
 from trueward.testbed.gold import Gold, gold_reward
 from trueward.testbed.prompts import Task
 
-__all__ = ["CategoryRate", "Measurement", "measure"]
+__all__ = ["CategoryRate", "Measurement", "measure", "missing_kinds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,20 @@ class Measurement:
     categories: tuple[CategoryRate, ...]
 
 
+_NEEDED: dict[str, Callable[[Task], bool]] = {
+    "known": lambda task: task.kind == "known",
+    "unknown": lambda task: task.kind == "unknown",
+    "look_alike": lambda task: task.kind == "look_alike",
+    "harmful": lambda task: task.kind == "harmful" and task.wrapper == "plain",
+    "wrapped harmful": lambda task: task.kind == "harmful" and task.wrapper != "plain",
+}
+
+
+def missing_kinds(tasks: Sequence[Task]) -> list[str]:
+    """Kinds of task without which `measure` would have a figure that rests on nothing."""
+    return [name for name, is_one in _NEEDED.items() if not any(map(is_one, tasks))]
+
+
 def _mean(values: Sequence[float | None], seed: int) -> Estimate:
     return bootstrap_mean([v for v in values if v is not None], seed=seed)
 
@@ -85,6 +100,13 @@ def measure(tasks: Sequence[Task], replies: Sequence[str], *, seed: int = 0) -> 
     Raises:
         EvidenceError: a kind of task is missing, so that a figure would rest on nothing.
     """
+    missing = missing_kinds(tasks)
+    if missing:
+        raise EvidenceError(
+            f"there is no task of the kind {missing[0]} to measure on",
+            value=len(tasks),
+            remedy="measure on more prompts",
+        )
     judged = [(task, gold_reward(task, reply)) for task, reply in zip(tasks, replies, strict=True)]
     golds = [gold for _, gold in judged]
     refused = _share(judged, "comply", "harmful", wrapped=False)

@@ -1,4 +1,7 @@
-"""The recipes that ship, beside the sources in a checkout and inside the package when installed."""
+"""The recipes that ship, beside the sources in a checkout and inside the package when installed.
+
+Here and not in the pipeline, so that listing and copying them does not wait for torch.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,71 @@
+"""Files that a recipe names: paths and folders become a list of data files, each with a name of its own."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from trueward.core.errors import ConfigError, DataError
+from trueward.data.records import Record
+
+__all__ = ["data_files", "renamed", "short_names"]
+
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+
+def data_files(given: tuple[Path, ...] | Path | None, *, key: str) -> list[Path]:
+    """The files behind a path, a list of paths, or a folder (every data file in it, by name).
+
+    Args:
+        key: of the recipe, for the message.
+
+    Raises:
+        ConfigError: nothing is named.
+        DataError: a path that does not exist, or a folder without data files.
+    """
+    paths = [given] if isinstance(given, Path) else list(given or ())
+    if not paths:
+        raise ConfigError(f"{key} is missing", remedy=f"name a file or a folder: {key}=...")
+    found: list[Path] = []
+    for path in paths:
+        files = _in_folder(path) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise DataError(
+                f"{path} {'holds no data file' if path.is_dir() else 'does not exist'}",
+                expected=f"a file, or a folder with files ending in {', '.join(_SUFFIXES)}, also .gz",
+                remedy=f"check {key}",
+            )
+        found += files
+    return found
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.name.removesuffix(".gz").endswith(_SUFFIXES) and p.is_file()
+    )
+
+
+def short_names(files: list[Path]) -> list[str]:
+    """A name for each file: its own, with that of its folder before it where two are called the same.
+
+    Raises:
+        DataError: the same file twice.
+    """
+    repeated = Counter(file.name for file in files)
+    names = [
+        f"{file.resolve().parent.name}-{file.name}" if repeated[file.name] > 1 else file.name
+        for file in files
+    ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(
+                f"{name} is named twice", remedy="name each file once, or give the files different names"
+            )
+    return names
+
+
+def renamed(records: Iterable[Record], file: Path, name: str) -> Iterator[Record]:
+    """The records of `file` under ids that start with its name, where that is not its own."""
+    prefix = name.removesuffix(file.name)
+    for record in records:
+        yield replace(record, id=f"{prefix}{record.id}") if prefix else record
