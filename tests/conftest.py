@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Processes that tests start find the same sources as the tests do.
 _SOURCES = str(Path(__file__).resolve().parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCES, os.environ.get("PYTHONPATH")]))
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("trueward", deadline=None, print_blob=True)
+settings.load_profile("trueward")
 
 
 @pytest.fixture(scope="session")
