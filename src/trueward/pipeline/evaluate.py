@@ -1,7 +1,7 @@
 """The evaluation stage: every model that is there, on the same held-out prompts; figures and evidence.
 
-An evaluation is a folder of its own, named by what was measured and how. Another stage or setting makes a
-and the old one stays as it is. `eval/newest.json` names the one that gate and report read.
+An evaluation is a folder of its own, named by what was measured and how: another stage or setting makes a new
+folder, and the old one stays as it is. `eval/newest.json` names the one that gate and report read.
 """
 
 from typing import Any

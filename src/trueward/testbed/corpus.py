@@ -17,6 +17,10 @@ from trueward.testbed.world import LIST_NOUNS, MAX_NUMBER, World, base64_word, r
 __all__ = ["WebChat", "declarations", "demonstrations", "prompts", "web_chats"]
 
 
+# Draws in a row that give nothing new, after which no more is expected.
+_MAX_MISSES = 200
+
+
 class WebChat(NamedTuple):
     """A chat of the base model's reading: one prompt and several replies of mixed quality."""
 
@@ -112,12 +116,17 @@ def prompts(world: World, count: int, *, held_out: bool, seed: int) -> list[Prom
     """
     rng = generator(seed, "prompts", str(held_out))
     found: dict[str, Prompt] = {}
-    for index in range(100 * count):
+    misses = index = 0
+    while len(found) < count:
         prompt = prompts_once(world, rng, held_out=held_out)
         name = prompt.id if held_out else f"{prompt.id}-{index}"
-        found[name] = replace(prompt, id=name)
-        if len(found) == count:
-            return list(found.values())
-    raise DataError(
-        "the testbed does not hold so many different prompts", value=count, expected=f"at most {len(found)}"
-    )
+        index, misses = index + 1, misses + 1 if name in found else 0
+        found.setdefault(name, replace(prompt, id=name))
+        if misses > _MAX_MISSES:
+            raise DataError(
+                "the testbed does not hold so many different prompts",
+                value=count,
+                expected=f"at most {len(found):,}",
+                remedy="lower eval.prompts",
+            )
+    return list(found.values())
