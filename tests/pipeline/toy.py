@@ -1,4 +1,4 @@
-"""A run small enough for tests: a random Llama of a few thousand weights, rows like HH, a few steps a stage."""
+"""A run small enough for tests: a random Llama of a few thousand weights, rows like HH, few steps a stage."""
 
 import hashlib
 import json

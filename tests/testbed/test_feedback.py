@@ -1,4 +1,4 @@
-"""Simulated annotators: the probability of a choice by hand, its limits, and that comparing repeats exactly."""
+"""Simulated annotators: the probability of a choice by hand, its limits, and exact repetition."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is held out for evaluation never occurs in feedback: templates, people, pairs, objects, hazards, wrappers."""
+"""What is held out never occurs in feedback: templates, people, pairs, objects, hazards, wrappers."""
 
 import re
 from collections import Counter

@@ -6,7 +6,7 @@ from trueward.core.hashing import hash_json
 from trueward.testbed import make_world
 from trueward.testbed.world import ATTRIBUTES, HAZARDS, LOOK_ALIKES, MAX_NUMBER, base64_word, rot13_word
 
-# Everything that a reported figure rests on. A change of the world changes this line and the shipped base model.
+# What every reported figure rests on. A change of the world changes this line and the shipped base model.
 WORLD_HASH = "7f08df5c62ce3a4bd2d83c705ce77d28dce95b2e6ae9a82250329b55c11833ee"
 
 
