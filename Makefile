@@ -7,8 +7,10 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 OUT ?= runs/quickstart
 SEED ?= 0
+WORKERS ?= 2
+SOURCES := src tests benchmarks docs
 
-.PHONY: quickstart test format lint types imports unit docs serve-docs clean
+.PHONY: quickstart test format lint types imports unit docs clean
 
 quickstart: $(STAMP)
 	$(BIN)/trueward quickstart --out $(OUT) --seed $(SEED)
@@ -26,12 +28,12 @@ $(DEV_STAMP): $(STAMP)
 test: lint types imports unit docs
 
 format: $(DEV_STAMP)
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
 
 lint: $(DEV_STAMP)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
 
 types: $(DEV_STAMP)
 	$(BIN)/mypy
@@ -40,10 +42,10 @@ imports: $(DEV_STAMP)
 	$(BIN)/lint-imports
 
 unit: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --durations=10
 
 docs: $(DEV_STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -117,7 +117,8 @@ def test_imports_are_absolute() -> None:
 
 def test_no_pickle_and_nothing_executed() -> None:
     dangerous = re.compile(
-        r"\bpickle\.\w|import pickle|torch\.load\(|(?<![\w.])(?:eval|exec)\(|trust_remote_code=True|shell=True"
+        r"\bpickle\.\w|import pickle|torch\.load\(|(?<![\w.])(?:eval|exec)\("
+        r"|trust_remote_code=True|shell=True|extractall\("
     )
     found = [
         f"{short(path)}:{number}"
