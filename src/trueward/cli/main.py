@@ -123,7 +123,7 @@ for _name, _target, _text in (
     ("sft", "trueward.pipeline.stages:sft", "Supervised fine-tuning on demonstrations."),
     ("reward", "trueward.pipeline.stages:reward", "A reward model from comparisons."),
     ("dpo", "trueward.pipeline.stages:dpo", "Direct preference optimisation."),
-    ("ppo", "trueward.pipeline.stages:ppo", "PPO against the reward model, under a KL budget."),
+    ("ppo", "trueward.pipeline.ppo:ppo", "PPO against the reward model, under a KL budget."),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),
     (
         "gate",

@@ -108,7 +108,7 @@ def show_verdict(workspace: Workspace, stage: str, verdict: Verdict, release: st
         title_justify="left",
     )
     for column in ("criterion", "figure", "asked for", "n", "", "reason"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for result in verdict.criteria:
         mark = Text("met", style="green") if result.passed else Text("not met", style="red")
         cells: list[Any] = [
