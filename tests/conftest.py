@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: the public data folder (skips where absent) and single-threaded torch."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCES, os.environ.ge
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("trueward", deadline=None, print_blob=True)
 settings.load_profile("trueward")
+
+
+@pytest.fixture(autouse=True)
+def _own_arithmetic() -> Iterator[None]:
+    """What one test does to the processor's settings does not reach the next, whichever process it runs in."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
