@@ -220,6 +220,7 @@ def plan(recipe: Recipe, target: str) -> str:
     parts = "; ".join(_parts(recipe, wanted, data)) or "nothing is trained"
     return (
         f"Plan: a model of {model.parameters / 1e6:.2f}M parameters, feedback from {data.words}, rows of at "
-        f"most {recipe.data.max_tokens} tokens; {parts}. About "
-        f"{_memory_gib(recipe, model, wanted):.2f} GiB of memory at the widest point. Results go to {recipe.out}."
+        f"most {recipe.data.max_tokens} tokens; {parts}. "
+        f"About {_memory_gib(recipe, model, wanted):.2f} GiB of memory at the widest point. "
+        f"Results go to {recipe.out}."
     )
