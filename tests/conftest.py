@@ -21,7 +21,7 @@ settings.load_profile("trueward")
 
 @pytest.fixture(autouse=True)
 def _own_arithmetic() -> Iterator[None]:
-    """What one test does to the processor's settings does not reach the next, whichever process it runs in."""
+    """What one test does to the settings of the processor does not reach the next one."""
     yield
     torch = sys.modules.get("torch")
     if torch is not None:
