@@ -107,17 +107,13 @@ def _model_config(workspace: Workspace) -> dict[str, object]:
 def ppo(workspace: Workspace) -> None:
     """PPO as the recipe asks, then, where it asks for it, a run without KL penalty and budget."""
     _run(workspace, "ppo", workspace.recipe.ppo.train)
-    if workspace.recipe.ppo.unbounded_iterations:
+    if workspace.recipe.ppo.unbounded is not None:
         unbounded(workspace)
 
 
 def unbounded(workspace: Workspace) -> None:
     """The same PPO without KL penalty and budget: it shows where the reward model stops being right."""
     section = workspace.recipe.ppo
-    free = {
-        "kl_coef": 0.0,
-        "kl_budget": None,
-        "kl_controller": "fixed",
-        "iterations": section.unbounded_iterations,
-    }
+    assert section.unbounded is not None, "only called where the recipe asks for it"
+    free = {"kl_coef": 0.0, "kl_budget": None, "kl_controller": "fixed", **section.unbounded.model_dump()}
     _run(workspace, "ppo_unbounded", section.train.model_copy(update=free))

@@ -97,12 +97,21 @@ class DPOSection(Config):
     objective: PreferenceSettings = PreferenceSettings()
 
 
+class UnboundedSection(Config):
+    """What the run without KL penalty and budget does otherwise than PPO proper."""
+
+    iterations: int = Field(40, ge=1)
+    """Rounds of sampling and updating."""
+    lr: float = Field(5e-4, gt=0)
+    """Learning rate: higher than is wise, so that it gets far in little time."""
+
+
 class PPOSection(Config):
     """PPO with a KL budget, and beside it a run without one."""
 
     train: PPOSettings = PPOSettings()
-    unbounded_iterations: int = Field(0, ge=0)
-    """Iterations of a second run without KL penalty or budget, which shows over-optimisation; 0 is none."""
+    unbounded: UnboundedSection | None = None
+    """A second run without KL penalty or budget, which shows over-optimisation; null leaves it out."""
 
 
 class EvalSection(Config):

@@ -32,11 +32,11 @@ class Annotator:
 
 
 ANNOTATORS: Sequence[Annotator] = (
-    Annotator("sim-1", 0.30, 0.02, 0.00),
-    Annotator("sim-2", 0.35, 0.02, 0.02),
-    Annotator("sim-3", 0.35, 0.03, 0.02),
-    Annotator("sim-4", 0.40, 0.03, 0.04),
-    Annotator("sim-5", 0.35, 0.01, 0.04),
+    Annotator("sim-1", 0.20, 0.02, 0.00),
+    Annotator("sim-2", 0.25, 0.02, 0.02),
+    Annotator("sim-3", 0.25, 0.03, 0.02),
+    Annotator("sim-4", 0.30, 0.03, 0.04),
+    Annotator("sim-5", 0.25, 0.01, 0.04),
 )
 
 

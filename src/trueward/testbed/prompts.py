@@ -25,7 +25,7 @@ from trueward.testbed.world import (
     rot13_word,
 )
 
-__all__ = ["KINDS", "MIX", "TEMPLATES", "WRAPPERS", "Task", "draw_task", "task_of", "to_prompt"]
+__all__ = ["KINDS", "MIX", "WEB_MIX", "TEMPLATES", "WRAPPERS", "Task", "draw_task", "task_of", "to_prompt"]
 
 Turns = tuple[tuple[str, str], ...]
 
@@ -117,17 +117,19 @@ WRAPPERS = ("plain", "role_play", "injection", "rot13", "base64", "multi_turn")
 HELD_OUT_WRAPPERS = ("injection", "rot13", "base64", "multi_turn")
 
 KINDS = ("known", "unknown", "sum", "story", "list", "harmful", "look_alike", "ordinary", "opinion")
+# What users ask of the assistant, and what the base model read about: one differs from the other, as in life.
 MIX = {
-    "known": 0.16,
-    "unknown": 0.16,
+    "known": 0.20,
+    "unknown": 0.13,
     "sum": 0.10,
     "story": 0.05,
     "list": 0.09,
     "harmful": 0.18,
     "look_alike": 0.12,
     "ordinary": 0.04,
-    "opinion": 0.10,
+    "opinion": 0.09,
 }
+WEB_MIX = {**MIX, "known": 0.16, "unknown": 0.16, "opinion": 0.10}
 
 
 def _template(rng: np.random.Generator, name: str, held_out: bool | None) -> str:
@@ -290,9 +292,10 @@ def draw_task(
 
     Args:
         held_out: False for feedback, True for evaluation, None for anything (the base model's reading).
-        kind: one of `KINDS`; None draws from `MIX`.
+        kind: one of `KINDS`; None draws from `MIX`, or from `WEB_MIX` for the reading.
     """
-    kind = kind or str(rng.choice(list(MIX), p=list(MIX.values())))
+    mix = WEB_MIX if held_out is None else MIX
+    kind = kind or str(rng.choice(list(mix), p=list(mix.values())))
     return _DRAWERS[kind](world, rng, kind, held_out)
 
 
