@@ -41,6 +41,13 @@ ALLOCATORS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+_RECOMPUTE = {
+    "off": "as one batch",
+    "peer": "TRL recomputes activations",
+    "both": "both recompute activations",
+}
+
+
 class Case(NamedTuple):
     """One line of the table: both sides run it, under the same allocator."""
 
@@ -65,7 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2, help="pairs of runs for each line of the table")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allocator", choices=[*ALLOCATORS, "both"], default="default")
-    parser.add_argument("--checkpointing", choices=["off", "peer", "both"], default="off")
+    parser.add_argument("--checkpointing", choices=list(_RECOMPUTE), default="off")
     parser.add_argument("--forward-tokens", type=int, help="largest forward of Trueward (default: the batch)")
     parser.add_argument("--out", type=Path, help="write every run and the table as JSON")
     return parser.parse_args(arguments)
@@ -74,12 +81,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def plan(asked: argparse.Namespace, work: Path) -> list[Case]:
     """The lines of the table, in the order they run.
 
-    `--checkpointing peer` compares with TRL as it comes (it recomputes activations), Trueward without;
-    `both` adds those lines to the ones where neither does.
+    `--checkpointing` says who recomputes activations in the backward: nobody, TRL alone (its default,
+    against Trueward's), or both.
     """
     methods = METHODS if asked.method == "all" else (asked.method,)
     allocators = list(ALLOCATORS) if asked.allocator == "both" else [asked.allocator]
-    recomputes = {"off": [False], "peer": [True], "both": [False, True]}[asked.checkpointing]
+    recompute = asked.checkpointing
     cases = []
     for method in methods:
         job = Job(
@@ -90,15 +97,16 @@ def plan(asked: argparse.Namespace, work: Path) -> list[Case]:
             max_length=asked.max_length,
             lr=asked.lr,
             threads=asked.threads,
-            checkpointing=False,
+            checkpointing=recompute == "both",
             forward_tokens=asked.forward_tokens,
         )
         for allocator in allocators:
-            for recompute in recomputes:
-                words = ["TRL recomputes activations" if recompute else "as one batch"]
-                words += ["allocator keeps memory"] if allocator != "default" else []
-                words += [f"Trueward in forwards of {asked.forward_tokens}"] if asked.forward_tokens else []
-                cases.append(Case(", ".join(words), job, job._replace(checkpointing=recompute), allocator))
+            words = [_RECOMPUTE[recompute]]
+            words += ["allocator keeps memory"] if allocator != "default" else []
+            words += [f"Trueward in forwards of {asked.forward_tokens}"] if asked.forward_tokens else []
+            cases.append(
+                Case(", ".join(words), job, job._replace(checkpointing=recompute != "off"), allocator)
+            )
     return cases
 
 

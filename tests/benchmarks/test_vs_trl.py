@@ -7,7 +7,7 @@ import pytest
 from benchmarks.vs_trl import ALLOCATORS, SIDES, parse, plan
 from benchmarks.vs_trl_table import FLOORS, Floor, Run, compare, loss_difference, table
 from benchmarks.vs_trl_watch import Watch, memory_bytes
-from benchmarks.vs_trl_work import Job, batches_of, data_file, expected_ids, groups_of, real_tokens
+from benchmarks.vs_trl_work import METHODS, Job, batches_of, data_file, expected_ids, groups_of, real_tokens
 
 from trueward.core.errors import DataError
 from trueward.core.files import write_jsonl
@@ -133,14 +133,16 @@ def test_a_watch_collects_ends_of_steps() -> None:
     assert watch.peak_bytes > 0
 
 
-def test_the_plan_pairs_both_sides_under_one_allocator(tmp_path: Path) -> None:
-    asked = parse(["--method", "all", "--allocator", "both", "--checkpointing", "both", "--steps", "3"])
-    cases = plan(asked, tmp_path)
-    assert len(cases) == 3 * len(ALLOCATORS) * 2
-    assert {case.ours.method for case in cases} == {"sft", "reward", "dpo"}
-    assert not any(case.ours.checkpointing for case in cases)
-    assert sum(case.theirs.checkpointing for case in cases) == 6
-    assert all(case.theirs._replace(checkpointing=False) == case.ours for case in cases)
+@pytest.mark.parametrize(
+    ("asked", "ours", "theirs"),
+    [("off", False, False), ("peer", False, True), ("both", True, True)],
+)
+def test_the_plan_pairs_both_sides(tmp_path: Path, asked: str, ours: bool, theirs: bool) -> None:
+    cases = plan(parse(["--allocator", "both", "--checkpointing", asked, "--steps", "3"]), tmp_path)
+    assert len(cases) == len(METHODS) * len(ALLOCATORS)
+    assert {(case.ours.checkpointing, case.theirs.checkpointing) for case in cases} == {(ours, theirs)}
+    # Nothing else differs between the sides.
+    assert all(case.theirs._replace(checkpointing=ours) == case.ours for case in cases)
     assert len({(case.ours.method, case.setting) for case in cases}) == len(cases)
 
 
