@@ -1,4 +1,4 @@
-"""What quickstart must show, over several seeds: each target with the figure measured, and whether it was met.
+"""What quickstart must show, over several seeds: each target, the figure measured, and whether it was met.
 
     python -m benchmarks.quickstart [--seeds 0 1 2] [--out runs/benchmark]
 
@@ -55,8 +55,14 @@ TARGETS: Sequence[Target] = (
         lambda s: float(_stage(s, "dpo")["extra"]["gold_gain_over_sft"]["low"]),
         lambda x: x > 0,
     ),
-    Target("DPO win rate >= 0.58", lambda s: float(_stage(s, "dpo")["win_rate"]["value"]), lambda x: x >= 0.58),
-    Target("PPO in budget: gold - SFT gold >= 0.15", lambda s: _gold(s, "ppo") - _gold(s, "sft"), lambda x: x >= 0.15),
+    Target(
+        "DPO win rate >= 0.58", lambda s: float(_stage(s, "dpo")["win_rate"]["value"]), lambda x: x >= 0.58
+    ),
+    Target(
+        "PPO in budget: gold - SFT gold >= 0.15",
+        lambda s: _gold(s, "ppo") - _gold(s, "sft"),
+        lambda x: x >= 0.15,
+    ),
     Target("PPO without KL: proxy rises (last - first > 0)", _proxy_rise, lambda x: x > 0),
     Target("PPO without KL: gold below its start (< 0)", _gold_fall, lambda x: x < 0),
     Target(
@@ -92,7 +98,16 @@ def rows(summaries: Sequence[Summary]) -> list[tuple[str, list[float], bool]]:
 def _summary(out: Path, seed: int) -> Summary:
     folder = out / f"seed-{seed}"
     if not (folder / "summary.json").is_file():
-        command = [sys.executable, "-m", "trueward.cli.main", "quickstart", "--out", str(folder), "--seed", str(seed)]
+        command = [
+            sys.executable,
+            "-m",
+            "trueward.cli.main",
+            "quickstart",
+            "--out",
+            str(folder),
+            "--seed",
+            str(seed),
+        ]
         subprocess.run(command, check=True)
     summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary
