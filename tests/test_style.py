@@ -139,8 +139,6 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "line", ["see '/home/me/a'", "pip --index-url x"]
-)
+@pytest.mark.parametrize("line", ["see '/home/me/a'", "pip --index-url x"])
 def test_the_pattern_for_machines_finds_them(line: str) -> None:
     assert MACHINE.search(line)
