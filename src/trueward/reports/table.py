@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -56,13 +57,21 @@ def stage_table(summary: Mapping[str, Any]) -> Table:
     checked = read_summary(summary)
     names = {*score_names(checked), "KL", "win rate"}
     shown = [column for column in columns(checked) if column.heading in names]
+    # Eight figures with intervals have to fit into 80 columns, so frame and padding are the least there is.
     table = Table(
-        title=Text(checked.title), caption=_caption(checked), title_justify="left", caption_justify="left"
+        title=Text(checked.title),
+        caption=_caption(checked),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        min_width=60,
     )
-    table.add_column("stage", style="bold")
+    table.add_column("stage", style="bold", overflow="fold")
     for column in shown:
-        table.add_column(column.heading, justify="right")
-    table.add_column("seconds", justify="right")
+        table.add_column(column.heading, justify="right", overflow="fold")
+    table.add_column("sec", justify="right")
     for index, stage in enumerate(checked.stages):
         cells = [_cell(column.cells[index]) for column in shown]
         table.add_row(Text(stage.stage), *cells, Text(shown_seconds(stage.seconds)))
@@ -77,7 +86,7 @@ def shown_seconds(seconds: float) -> str:
 def _cell(figure: Figure | None) -> Text:
     if figure is None:
         return Text("–", style="dim")
-    return Text.assemble(f"{figure.value:.2f}", (f" [{figure.low:.2f}, {figure.high:.2f}]", "dim"))
+    return Text.assemble(f"{figure.value:.2f}\n", (f"[{figure.low:.2f},\n{figure.high:.2f}]", "dim"))
 
 
 def _caption(summary: Summary) -> Text:
