@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 
 from tests.oracles import advantages as oracle
-from trueward.objectives import gae, token_rewards, whiten
+from trueward.objectives import Advantages, gae, token_rewards, whiten
 
 LENGTHS = [6, 2, 4, 1]
 MASK = torch.arange(6) < torch.tensor(LENGTHS).unsqueeze(1)
 GARBAGE = [math.nan, math.inf, -math.inf]
+
+
+def usual(rewards: Tensor, values: Tensor, mask: Tensor | None = None) -> Advantages:
+    return gae(rewards, values, mask_BT=mask, gamma=1.0, lam=0.95)
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -61,7 +65,7 @@ def test_gae_hand_value() -> None:
     rewards = torch.tensor([[0.0, 0.0, 4.0, 0.0]], dtype=torch.float64)
     values = torch.tensor([[1.0, 2.0, 3.0, 50.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True, True, False]])
-    result = gae(rewards, values, mask, gamma=0.9, lam=0.5)
+    result = gae(rewards, values, mask_BT=mask, gamma=0.9, lam=0.5)
     torch.testing.assert_close(result.advantages_BT.tolist(), [[1.3175, 1.15, 1.0, 0.0]])
     torch.testing.assert_close(result.returns_BT.tolist(), [[2.3175, 3.15, 4.0, 0.0]])
 
@@ -71,7 +75,7 @@ def test_gae_hand_value() -> None:
 )
 def test_gae_is_the_double_sum(gamma: float, lam: float) -> None:
     rewards, values = _batch()
-    result = gae(rewards, values, MASK, gamma=gamma, lam=lam)
+    result = gae(rewards, values, mask_BT=MASK, gamma=gamma, lam=lam)
     expected = torch.tensor(
         oracle.gae(rewards.tolist(), values.tolist(), LENGTHS, gamma, lam), dtype=torch.float64
     )
@@ -82,19 +86,19 @@ def test_gae_is_the_double_sum(gamma: float, lam: float) -> None:
 def test_gae_limits() -> None:
     # lambda 1, gamma 1: the return is the plain sum of rewards to come. lambda 0: one temporal difference.
     rewards, values = _batch()
-    whole = gae(rewards, values, MASK, gamma=1.0, lam=1.0).returns_BT
+    whole = gae(rewards, values, mask_BT=MASK, gamma=1.0, lam=1.0).returns_BT
     kept = torch.where(MASK, rewards, 0.0)
     to_come = kept.flip(1).cumsum(1).flip(1)
     torch.testing.assert_close(whole, torch.where(MASK, to_come, 0.0))
-    first = gae(rewards, values, MASK, gamma=1.0, lam=0.0).advantages_BT[0, 0]
+    first = gae(rewards, values, mask_BT=MASK, gamma=1.0, lam=0.0).advantages_BT[0, 0]
     torch.testing.assert_close(first, rewards[0, 0] + values[0, 1] - values[0, 0])
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 def test_gae_ignores_padding(garbage: float) -> None:
     rewards, values = _batch()
-    dirty = gae(torch.where(MASK, rewards, garbage), torch.where(MASK, values, garbage), MASK)
-    clean = gae(rewards, values, MASK)
+    dirty = usual(torch.where(MASK, rewards, garbage), torch.where(MASK, values, garbage), MASK)
+    clean = usual(rewards, values, MASK)
     assert torch.equal(dirty.advantages_BT, clean.advantages_BT)
     assert torch.equal(dirty.returns_BT, clean.returns_BT)
     assert (dirty.advantages_BT[~MASK] == 0).all() and (dirty.returns_BT[~MASK] == 0).all()
@@ -102,26 +106,26 @@ def test_gae_ignores_padding(garbage: float) -> None:
 
 def test_gae_mask_equals_filter_and_permutation() -> None:
     rewards, values = _batch()
-    whole = gae(rewards, values, MASK)
+    whole = usual(rewards, values, MASK)
     for b, length in enumerate(LENGTHS):
         row = slice(b, b + 1)
-        alone = gae(rewards[row, :length], values[row, :length], MASK[row, :length])
+        alone = usual(rewards[row, :length], values[row, :length], MASK[row, :length])
         assert torch.equal(alone.advantages_BT, whole.advantages_BT[row, :length])
     order = torch.tensor([3, 0, 2, 1])
-    permuted = gae(rewards[order], values[order], MASK[order])
+    permuted = usual(rewards[order], values[order], MASK[order])
     assert torch.equal(permuted.advantages_BT, whole.advantages_BT[order])
 
 
 def test_gae_of_nothing() -> None:
     empty = torch.zeros(2, 3, dtype=torch.bool)
-    assert gae(torch.ones(2, 3), torch.ones(2, 3), empty).returns_BT.tolist() == [[0.0] * 3] * 2
-    none = gae(torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
+    assert usual(torch.ones(2, 3), torch.ones(2, 3), empty).returns_BT.tolist() == [[0.0] * 3] * 2
+    none = usual(torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool))
     assert none.advantages_BT.shape == (2, 0)
 
 
 def test_gae_extremes() -> None:
     rewards = torch.tensor([[0.0, 1e4], [0.0, -1e4]])
-    result = gae(rewards, torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool))
+    result = usual(rewards, torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool))
     torch.testing.assert_close(result.advantages_BT, torch.tensor([[9500.0, 1e4], [-9500.0, -1e4]]))
 
 
@@ -155,7 +159,7 @@ def test_whiten_ignores_padding(garbage: float) -> None:
 def test_half_precision_is_cast_up() -> None:
     rewards, values = (x.bfloat16() for x in _batch())
     assert torch.equal(
-        gae(rewards, values, MASK).returns_BT, gae(rewards.float(), values.float(), MASK).returns_BT
+        usual(rewards, values, MASK).returns_BT, usual(rewards.float(), values.float(), MASK).returns_BT
     )
     assert torch.equal(whiten(values, MASK), whiten(values.float(), MASK))
     assert token_rewards(values[:, 0], rewards, MASK, beta=0.1).dtype == torch.float32
@@ -186,21 +190,21 @@ def test_gae_wrong_input_raises() -> None:
     with pytest.raises(
         ValueError, match=r"mask_BT must be True for completion tokens.*row 1 turns True again"
     ):
-        gae(rewards[:2, :3], values[:2, :3], torch.tensor([[True, True, False], [True, False, True]]))
+        usual(rewards[:2, :3], values[:2, :3], torch.tensor([[True, True, False], [True, False, True]]))
     with pytest.raises(ValueError, match=r"gamma must be finite and in \[0, 1\], got 1.1"):
-        gae(rewards, values, MASK, gamma=1.1)
+        gae(rewards, values, mask_BT=MASK, gamma=1.1, lam=0.95)
     with pytest.raises(ValueError, match=r"lam must be finite and in \[0, 1\], got -0.1"):
-        gae(rewards, values, MASK, lam=-0.1)
+        gae(rewards, values, mask_BT=MASK, gamma=1.0, lam=-0.1)
     with pytest.raises(
         ValueError, match=r"values_BT must have the shape of rewards_BT, \(4, 6\), got \(4, 1\)"
     ):
-        gae(rewards, values[:, :1], MASK)
+        usual(rewards, values[:, :1], MASK)
     with pytest.raises(ValueError, match="mask_BT must have the shape of rewards_BT"):
-        gae(rewards, values, MASK[:1])
+        usual(rewards, values, MASK[:1])
     with pytest.raises(ValueError, match="values_BT must not require grad"):
-        gae(rewards, values.clone().requires_grad_(), MASK)
+        usual(rewards, values.clone().requires_grad_(), MASK)
     with pytest.raises(ValueError, match="rewards_BT must not require grad"):
-        gae(rewards.clone().requires_grad_(), values, MASK)
+        usual(rewards.clone().requires_grad_(), values, MASK)
 
 
 def test_whiten_wrong_input_raises() -> None:

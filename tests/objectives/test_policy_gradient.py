@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import policy_gradient as oracle
-from trueward.objectives import ppo_policy, token_mean
+from trueward.objectives import PolicyLoss, ppo_policy, token_mean
 
 MASK = torch.arange(6) < torch.tensor([[6], [2], [4], [1]])
 
@@ -20,6 +20,12 @@ def _batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return logps, old, advantages
 
 
+def clipped(
+    logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor | None = None, clip: float = 0.2
+) -> PolicyLoss:
+    return ppo_policy(logps, old, advantages, mask_BT=mask, clip_low=clip, clip_high=clip)
+
+
 def test_hand_value() -> None:
     # Ratios 3/2, 1/2, 3/2, 1/2 with A = 2, 2, -2, -2 and epsilon 0.2:
     # min(3, 2.4) clipped; min(1, 1.6) not; min(-3, -2.4) not; min(-1, -1.6) clipped.
@@ -27,7 +33,7 @@ def test_hand_value() -> None:
     logps = torch.tensor([[1.5, 0.5, 1.5, 0.5]], dtype=torch.float64).log().requires_grad_()
     advantages = torch.tensor([[2.0, 2.0, -2.0, -2.0]], dtype=torch.float64)
     mask = torch.ones(1, 4, dtype=torch.bool)
-    result = ppo_policy(logps, torch.zeros_like(advantages), advantages, mask)
+    result = clipped(logps, torch.zeros_like(advantages), advantages, mask)
     torch.testing.assert_close(result.loss_BT.tolist(), [[-2.4, -1.0, 3.0, 1.6]])
     torch.testing.assert_close(result.ratio_BT.tolist(), [[1.5, 0.5, 1.5, 0.5]])
     assert result.clipped_BT.tolist() == [[True, False, False, True]]
@@ -39,7 +45,7 @@ def test_hand_value() -> None:
 @pytest.mark.parametrize("clip", [(0.2, 0.2), (0.1, 0.3), (0.0, 0.0), (1.0, 5.0)], ids=str)
 def test_oracle(clip: tuple[float, float]) -> None:
     logps, old, advantages = _batch()
-    result = ppo_policy(logps, old, advantages, MASK, clip_low=clip[0], clip_high=clip[1])
+    result = ppo_policy(logps, old, advantages, mask_BT=MASK, clip_low=clip[0], clip_high=clip[1])
     expected = oracle.ppo_policy(logps.tolist(), old.tolist(), advantages.tolist(), MASK.tolist(), *clip)
     torch.testing.assert_close(result.loss_BT, torch.tensor(expected, dtype=torch.float64))
 
@@ -47,7 +53,7 @@ def test_oracle(clip: tuple[float, float]) -> None:
 def test_gradcheck() -> None:
     logps, old, advantages = _batch()
     assert torch.autograd.gradcheck(
-        lambda x: ppo_policy(x, old, advantages, MASK).loss_BT, (logps.requires_grad_(),)
+        lambda x: clipped(x, old, advantages, MASK).loss_BT, (logps.requires_grad_(),)
     )
 
 
@@ -56,14 +62,14 @@ def test_the_edge_of_the_range_is_not_clipped() -> None:
     zeros = torch.zeros(1, 2)
     advantages = torch.tensor([[1.0, -1.0]])
     live = zeros.clone().requires_grad_()
-    result = ppo_policy(live, zeros, advantages, torch.ones(1, 2, dtype=torch.bool), clip_low=0, clip_high=0)
+    result = clipped(live, zeros, advantages, clip=0)
     assert result.clipped_BT.tolist() == [[False, False]]
     assert torch.equal(torch.autograd.grad(result.loss_BT.sum(), live)[0], -advantages)
 
 
 def test_underflowing_ratio_with_zero_advantage_is_not_a_clip() -> None:
     one = torch.ones(1, 1)
-    result = ppo_policy(-1e4 * one, 0 * one, 0 * one, one.bool())
+    result = clipped(-1e4 * one, 0 * one, 0 * one, one.bool())
     assert result.loss_BT.item() == 0.0 and not result.clipped_BT.item()
 
 
@@ -71,7 +77,7 @@ def test_first_step_is_the_plain_policy_gradient() -> None:
     # At policy = old the ratio is 1 and the gradient of the loss is -A.
     logps, _, advantages = _batch()
     live = logps.clone().requires_grad_()
-    result = ppo_policy(live, logps, advantages, MASK)
+    result = clipped(live, logps, advantages, MASK)
     (gradient,) = torch.autograd.grad(result.loss_BT.sum(), live)
     assert torch.equal(gradient, torch.where(MASK, -advantages, 0.0))
     assert not result.clipped_BT.any()
@@ -81,8 +87,8 @@ def test_first_step_is_the_plain_policy_gradient() -> None:
 def test_garbage_leaks_neither_into_value_nor_gradient(garbage: float) -> None:
     logps, old, advantages = _batch()
     live = torch.where(MASK, logps, garbage).requires_grad_()
-    dirty = ppo_policy(live, torch.where(MASK, old, garbage), torch.where(MASK, advantages, garbage), MASK)
-    clean = ppo_policy(logps, old, advantages, MASK)
+    dirty = clipped(live, torch.where(MASK, old, garbage), torch.where(MASK, advantages, garbage), MASK)
+    clean = clipped(logps, old, advantages, MASK)
     for seen, expected in zip(dirty, clean, strict=True):
         assert torch.equal(seen, expected)
     (gradient,) = torch.autograd.grad(dirty.loss_BT.sum(), live)
@@ -97,7 +103,7 @@ def test_overflowing_ratio_sends_no_gradient_when_clipped() -> None:
     logps = torch.tensor([[0.0, 0.0, -1e4]], requires_grad=True)
     old = torch.tensor([[-1e4, -1e4, 0.0]])
     advantages = torch.tensor([[1.0, 0.0, -1.0]])
-    result = ppo_policy(logps, old, advantages, torch.ones(1, 3, dtype=torch.bool))
+    result = clipped(logps, old, advantages, torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(result.loss_BT, torch.tensor([[-1.2, 0.0, 0.8]]))
     (gradient,) = torch.autograd.grad(result.loss_BT.sum(), logps)
     assert gradient.tolist() == [[0.0, 0.0, 0.0]]
@@ -108,16 +114,16 @@ def test_overflowing_ratio_sends_no_gradient_when_clipped() -> None:
 
 def test_overflowing_ratio_is_not_hidden_when_not_clipped() -> None:
     one = torch.ones(1, 1)
-    result = ppo_policy(0 * one, -1e4 * one, -one, one.bool())
+    result = clipped(0 * one, -1e4 * one, -one, one.bool())
     assert result.loss_BT.item() == math.inf
 
 
 def test_mask_equals_filter_permutation_and_split() -> None:
     logps, old, advantages = _batch()
-    whole = ppo_policy(logps, old, advantages, MASK).loss_BT
+    whole = clipped(logps, old, advantages, MASK).loss_BT
     for b in range(4):
         kept = MASK[b : b + 1].sum()
-        row = ppo_policy(
+        row = clipped(
             logps[b : b + 1, :kept],
             old[b : b + 1, :kept],
             advantages[b : b + 1, :kept],
@@ -125,27 +131,27 @@ def test_mask_equals_filter_permutation_and_split() -> None:
         )
         assert torch.equal(row.loss_BT, whole[b : b + 1, :kept])
     order = torch.tensor([2, 3, 1, 0])
-    permuted = ppo_policy(logps[order], old[order], advantages[order], MASK[order]).loss_BT
+    permuted = clipped(logps[order], old[order], advantages[order], MASK[order]).loss_BT
     assert torch.equal(permuted, whole[order])
     count = int(MASK.sum())
     parts = []
     for b in range(4):
         s = slice(b, b + 1)
-        part = ppo_policy(logps[s], old[s], advantages[s], MASK[s]).loss_BT
+        part = clipped(logps[s], old[s], advantages[s], MASK[s]).loss_BT
         parts.append(token_mean(part, MASK[s], denominator=count))
     torch.testing.assert_close(torch.stack(parts).sum(), token_mean(whole, MASK, denominator=count))
 
 
 def test_reported_quantities_carry_no_gradient() -> None:
     logps, old, advantages = _batch()
-    result = ppo_policy(logps.requires_grad_(), old, advantages, MASK)
+    result = clipped(logps.requires_grad_(), old, advantages, MASK)
     assert result.loss_BT.requires_grad and not result.ratio_BT.requires_grad
 
 
 def test_half_precision_is_cast_up() -> None:
     logps, old, advantages = (x.bfloat16() for x in _batch())
-    half = ppo_policy(logps, old, advantages, MASK).loss_BT
-    assert torch.equal(half, ppo_policy(logps.float(), old.float(), advantages.float(), MASK).loss_BT)
+    half = clipped(logps, old, advantages, MASK).loss_BT
+    assert torch.equal(half, clipped(logps.float(), old.float(), advantages.float(), MASK).loss_BT)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +166,7 @@ def test_half_precision_is_cast_up() -> None:
 )
 def test_bad_clip_raises(clip: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ppo_policy(*_batch(), MASK, clip_low=clip.get("clip_low", 0.2), clip_high=clip.get("clip_high", 0.2))
+        ppo_policy(*_batch(), mask_BT=MASK, **{"clip_low": 0.2, "clip_high": 0.2, **clip})
 
 
 def test_wrong_input_raises() -> None:
@@ -168,16 +174,16 @@ def test_wrong_input_raises() -> None:
     with pytest.raises(
         ValueError, match=r"old_logps_BT must have the shape of logps_BT, \(4, 6\), got \(4, 1\)"
     ):
-        ppo_policy(logps, old[:, :1], advantages, MASK)
+        clipped(logps, old[:, :1], advantages, MASK)
     with pytest.raises(
         ValueError, match=r"advantages_BT must have the shape of logps_BT, \(4, 6\), got \(4, 1\)"
     ):
-        ppo_policy(logps, old, advantages[:, :1], MASK)
+        clipped(logps, old, advantages[:, :1], MASK)
     with pytest.raises(ValueError, match="mask_BT must have the shape of logps_BT"):
-        ppo_policy(logps, old, advantages, MASK[:1])
+        clipped(logps, old, advantages, MASK[:1])
     with pytest.raises(TypeError, match="mask_BT must be bool"):
-        ppo_policy(logps, old, advantages, MASK.int())
+        clipped(logps, old, advantages, MASK.int())
     with pytest.raises(ValueError, match="old_logps_BT must not require grad"):
-        ppo_policy(logps, old.clone().requires_grad_(), advantages, MASK)
+        clipped(logps, old.clone().requires_grad_(), advantages, MASK)
     with pytest.raises(ValueError, match="advantages_BT must not require grad"):
-        ppo_policy(logps, old, advantages.clone().requires_grad_(), MASK)
+        clipped(logps, old, advantages.clone().requires_grad_(), MASK)

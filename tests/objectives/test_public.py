@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import operator
 import sys
 from pathlib import Path
 
@@ -11,40 +12,66 @@ from trueward import objectives
 SIGNATURES = {
     "accuracy": "chosen_B rejected_B",
     "bradley_terry": "chosen_rewards_B rejected_rewards_B * margin_B soft_label_B centering",
+    "constant_length_mean": "values_BT mask_BT * denominator max_tokens",
     "dpo": (
         "policy_chosen_logps_B policy_rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B"
         " * beta label_smoothing"
     ),
-    "gae": "rewards_BT values_BT mask_BT * gamma lam",
-    "kl_exact": "logits_BTV other_logits_BTV",
-    "kl_k1": "sampler_logps other_logps",
-    "kl_k2": "sampler_logps other_logps",
-    "kl_k3": "sampler_logps other_logps",
+    "gae": "rewards_BT values_BT * mask_BT gamma lam",
+    "group_relative": "rewards_PG * scale",
+    "kl.exact": "logits_BTV other_logits_BTV",
+    "kl.k1": "sampler_logps other_logps",
+    "kl.k2": "sampler_logps other_logps",
+    "kl.k3": "sampler_logps other_logps",
+    "lagrangian_advantages": "reward_advantages_BT cost_advantages_BT * log_lambda",
+    "leave_one_out": "rewards_PG",
+    "masked_importance": "trainer_logps_BT sampler_logps_BT * mask_BT low high level",
+    "masked_mean_B": "values_BT mask_BT",
     "masked_sum_B": "values_BT mask_BT",
-    "ppo_policy": "logps_BT old_logps_BT advantages_BT mask_BT * clip_low clip_high",
+    "micro_batch_token_mean": "values_BT mask_BT * denominator",
+    "min_of_steps": "correct_logps_BT ends_BT",
+    "outcome": "logits_B labels_B",
+    "policy_gradient": ("logps_BT old_logps_BT advantages_BT * method mask_BT clip_low clip_high dual_clip"),
+    "ppo_policy": "logps_BT old_logps_BT advantages_BT * mask_BT clip_low clip_high dual_clip",
     "ppo_value": "values_BT old_values_BT returns_BT mask_BT * clip",
+    "product_of_steps": "correct_logps_BT ends_BT",
+    "reinforce": "logps_BT advantages_BT * mask_BT",
+    "reinforce_plus_plus": "scores_B kl_BT * mask_BT beta",
     "sequence_mean": "values_B * denominator",
     "sft": "logps_BT mask_BT * weights_BT",
+    "step_binary": "logits_BT labels_BT ends_BT",
+    "step_classes": "logits_BTC labels_BT ends_BT * neutral_is_correct",
     "token_entropy": "logits_BTV",
     "token_logps": "logits_BTV labels_BT",
     "token_mean": "values_BT mask_BT * denominator",
     "token_rewards": "scores_B kl_BT mask_BT * beta",
+    "truncated_importance": "trainer_logps_BT sampler_logps_BT * mask_BT cap level",
+    "update_log_lambda": "log_lambda mean_cost * threshold lr max_log_lambda",
     "whiten": "values_BT mask_BT * shift_mean",
     "zero_masked": "values_BT mask_BT",
 }
 FIELDS = {
     "Advantages": ("advantages_BT", "returns_BT"),
     "BradleyTerryLoss": ("loss_B", "accuracies_B", "margins_B"),
+    "ImportanceWeights": ("weights_BT", "ratio_BT", "corrected_BT"),
+    "Multiplier": ("log_lambda", "slack", "held"),
+    "OutcomeLoss": ("loss_B", "correct_logps_B"),
     "PolicyLoss": ("loss_BT", "ratio_BT", "clipped_BT"),
     "PreferenceLoss": ("loss_B", "chosen_rewards_B", "rejected_rewards_B"),
+    "ProcessLoss": ("loss_BT", "correct_logps_BT"),
+    "ReinforceLoss": ("loss_BT",),
     "SFTLoss": ("loss_BT",),
+    "StepTotals": ("num_tokens", "num_sequences", "max_tokens"),
     "ValueLoss": ("loss_BT", "clipped_BT"),
 }
 
 
+TABLES = {"KL_ESTIMATORS", "POLICY_GRADIENT_METHODS", "REDUCTIONS", "STEP_AGGREGATIONS", "STEP_CLASSES"}
+
+
 def _signature(name: str) -> str:
     words = []
-    for parameter in inspect.signature(getattr(objectives, name)).parameters.values():
+    for parameter in inspect.signature(operator.attrgetter(name)(objectives)).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
             words.append("*")
         words.append(parameter.name)
@@ -52,7 +79,8 @@ def _signature(name: str) -> str:
 
 
 def test_public_names_are_frozen() -> None:
-    assert set(objectives.__all__) == {*SIGNATURES, *FIELDS, "KL_ESTIMATORS"}
+    functions = {name for name in SIGNATURES if "." not in name}
+    assert set(objectives.__all__) == {*functions, *FIELDS, *TABLES, "PolicyGradientMethod", "kl"}
     assert {name: _signature(name) for name in SIGNATURES} == SIGNATURES
     assert {name: getattr(objectives, name)._fields for name in FIELDS} == FIELDS
 

@@ -16,7 +16,7 @@ from trueward.core.stats import Estimate, bootstrap_mean
 from trueward.data.chat import TokenGroup
 from trueward.models.packing import Packed, batches_by_tokens, pack
 from trueward.models.scoring import exact_kl_N, score_completions
-from trueward.objectives.kl import kl_k1, kl_k3
+from trueward.objectives import kl
 
 __all__ = ["KLReport", "kl_to_ref"]
 
@@ -78,8 +78,8 @@ def kl_to_ref(
         logps_N = score_completions(model, packed).logps_N
         ref_logps_N = score_completions(ref_model, packed).logps_N
         exact += _totals(exact_kl_N(model, ref_model, packed), packed)
-        k1 += _totals(kl_k1(logps_N, ref_logps_N), packed)
-        k3 += _totals(kl_k3(logps_N, ref_logps_N), packed)
+        k1 += _totals(kl.k1(logps_N, ref_logps_N), packed)
+        k3 += _totals(kl.k3(logps_N, ref_logps_N), packed)
         lengths += _totals(torch.ones_like(logps_N), packed)
     if not exact:
         raise EvidenceError(

@@ -56,6 +56,14 @@ def bool_mask(name: str, mask: Tensor, like_name: str, like: Tensor) -> None:
     same_shape(name, mask, like_name, like)
 
 
+def mask_or_all(mask_BT: Tensor | None, like_name: str, like: Tensor) -> Tensor:
+    """Return the checked mask, or for None one that counts every position of `like`."""
+    if mask_BT is None:
+        return torch.ones_like(like, dtype=torch.bool)
+    bool_mask("mask_BT", mask_BT, like_name, like)
+    return mask_BT
+
+
 def constant(name: str, tensor: Tensor) -> None:
     """Raise ValueError if gradient could flow into a quantity that the objective treats as fixed."""
     if tensor.requires_grad:

@@ -1,10 +1,12 @@
-"""From a score per completion to an advantage per token: token rewards, GAE, whitening.
+"""From scores to advantages: token rewards, GAE, whitening, and baselines from the group of a prompt.
 
-Not here: the reward model, the KL itself (see kl), group-relative advantages. Nothing here carries gradient.
-Axes: B sequences, T tokens. Columns are completion tokens in order, then padding.
+Not here: the reward model, and the KL itself (see kl). Nothing here carries gradient.
+Axes: B sequences, T tokens, P prompts, G completions of each prompt. Columns of BT are completion tokens in
+order, then padding.
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +67,7 @@ def token_rewards(scores_B: Tensor, kl_BT: Tensor, mask_BT: Tensor, *, beta: flo
 
 
 def gae(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+    rewards_BT: Tensor, values_BT: Tensor, *, mask_BT: Tensor | None = None, gamma: float, lam: float
 ) -> Advantages:
     """Generalized advantage estimation; after the last counted token the value is 0.
 
@@ -74,9 +76,10 @@ def gae(
     Args:
         rewards_BT: reward of each token; garbage allowed where uncounted.
         values_BT: value predicted before each token, when the completions were drawn, no gradient.
-        mask_BT: bool prefix mask: True for completion tokens, then False for padding.
+        mask_BT: bool prefix mask: True for completion tokens, then False for padding; None counts every
+            token.
         gamma: discount in [0, 1]; 1 for language, whose reward comes at the end.
-        lam: weight in [0, 1] of longer returns; 0 is one step, 1 is the whole return.
+        lam: weight in [0, 1] of longer returns; 0 is one step, 1 is the whole return; usual is 0.95.
 
     Returns:
         Advantages, float32 or better.
@@ -93,7 +96,7 @@ def gae(
     rewards_BT = _checks.full_precision("rewards_BT", rewards_BT, ndim=2)
     values_BT = _checks.full_precision("values_BT", values_BT, ndim=2)
     _checks.same_shape("values_BT", values_BT, "rewards_BT", rewards_BT)
-    _checks.bool_mask("mask_BT", mask_BT, "rewards_BT", rewards_BT)
+    mask_BT = _checks.mask_or_all(mask_BT, "rewards_BT", rewards_BT)
     _checks.constant("rewards_BT", rewards_BT)
     _checks.constant("values_BT", values_BT)
     gap_B = (mask_BT[:, 1:] & ~mask_BT[:, :-1]).any(dim=1)
@@ -149,3 +152,111 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True) -> Te
     variance = centred_BT.square().sum() / num_counted
     whitened_BT = centred_BT * torch.rsqrt(variance + 1e-8)
     return whitened_BT if shift_mean else zero_masked(whitened_BT + mean, mask_BT)
+
+
+def group_relative(rewards_PG: Tensor, *, scale: Literal["none", "std"]) -> Tensor:
+    """Reward minus the mean of its group, (r - mean) or (r - mean) / (std + 1e-4).
+
+    A group whose rewards are all equal has advantage exactly 0: nothing distinguishes its completions.
+
+    Args:
+        rewards_PG: finite rewards of the G >= 2 completions of each prompt, no gradient.
+        scale: "std" divides by the standard deviation (n - 1) of the group, which weighs prompts by how much
+            their completions agree; "none" does not.
+
+    Returns:
+        advantages_PG, float32 or better.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: not two axes, a group of one, a reward is not finite or requires grad, or an unknown
+            scale.
+
+    Source:
+        Shao et al. 2024 (GRPO, 2402.03300), section 4.1.2; scale "none": Liu et al. 2025 (Dr. GRPO,
+        2503.20783), section 3.2. The papers leave open which deviation is meant and what happens at 0; n - 1
+        and 1e-4 are TRL's.
+    """
+    if scale not in ("none", "std"):
+        raise ValueError(f"scale must be 'none' or 'std', got {scale!r}")
+    centred_PG = _centred(rewards_PG)
+    if scale == "none":
+        return centred_PG
+    spread_P1 = centred_PG.square().sum(dim=1, keepdim=True).div(centred_PG.shape[1] - 1).sqrt()
+    return centred_PG / (spread_P1 + 1e-4)
+
+
+def leave_one_out(rewards_PG: Tensor) -> Tensor:
+    """Reward minus the mean reward of the OTHER completions of the prompt: G / (G - 1) (r - mean).
+
+    A completion is not in its own baseline, so the baseline leaves the policy gradient unbiased.
+
+    Args:
+        rewards_PG: finite rewards of the G >= 2 completions of each prompt, no gradient.
+
+    Returns:
+        advantages_PG, float32 or better; exactly 0 in a group whose rewards are all equal.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: not two axes, a group of one, or a reward is not finite or requires grad.
+
+    Source:
+        Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024 (RLOO,
+        2402.14740), section 3.
+    """
+    centred_PG = _centred(rewards_PG)
+    num_completions = centred_PG.shape[1]
+    return centred_PG * (num_completions / (num_completions - 1))
+
+
+def reinforce_plus_plus(
+    scores_B: Tensor, kl_BT: Tensor, *, mask_BT: Tensor | None = None, beta: float
+) -> Tensor:
+    """Score minus the KL still to be paid, whitened over all tokens of the step.
+
+    A_t = R - beta sum_{i >= t} kl_i, then (A - mean) / std over every counted token of every sequence. Give
+    it the completions of the whole optimizer step. With several completions per prompt, the variant "with
+    baseline" has scores minus the mean of their group: group_relative(rewards_PG, scale="none").flatten().
+
+    Args:
+        scores_B: finite reward of each whole completion, no gradient.
+        kl_BT: estimate (k1 in the paper) of KL(policy || ref) per token, drawn from the policy, nats.
+        mask_BT: bool prefix mask, True = completion token, at least one per row; None counts every token.
+        beta: price of a nat of KL, >= 0, in reward units.
+
+    Returns:
+        advantages_BT, float32 or better, 0 where uncounted; 0 up to rounding if no return differs from
+        another.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: shapes disagree, beta < 0, a sequence has no counted token, fewer than two tokens are
+            counted, a score is not finite, or an input requires grad.
+
+    Source:
+        Hu et al. 2025 (REINFORCE++, 2501.03262v9), section 3; the standard deviation is that of `whiten`.
+    """
+    kl_BT = _checks.full_precision("kl_BT", kl_BT, ndim=2)
+    mask_BT = _checks.mask_or_all(mask_BT, "kl_BT", kl_BT)
+    scores_B = _checks.full_precision("scores_B", scores_B, ndim=1)
+    _checks.all_between("scores_B", scores_B, low=-math.inf)
+    rewards_BT = token_rewards(scores_B, kl_BT, mask_BT, beta=beta)
+    # Without values, GAE at gamma = lambda = 1 is the plain sum of the rewards to come.
+    returns_BT = gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT=mask_BT, gamma=1.0, lam=1.0).returns_BT
+    return whiten(returns_BT, mask_BT)
+
+
+def _centred(rewards_PG: Tensor) -> Tensor:
+    rewards_PG = _checks.full_precision("rewards_PG", rewards_PG, ndim=2)
+    _checks.constant("rewards_PG", rewards_PG)
+    if rewards_PG.shape[1] < 2:
+        raise ValueError(
+            f"rewards_PG needs at least 2 completions per prompt to compare, got {rewards_PG.shape[1]};"
+            " draw more of each prompt"
+        )
+    _checks.all_between("rewards_PG", rewards_PG, low=-math.inf)
+    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    # The mean of equal numbers may be off by its rounding, which a division by the spread would blow up.
+    equal_P1 = (rewards_PG == rewards_PG[:, :1]).all(dim=1, keepdim=True)
+    return torch.where(equal_P1, 0.0, centred_PG)

@@ -1,7 +1,8 @@
 """KL divergence per token, in nats: three estimates from drawn tokens, and the exact sum over the vocabulary.
 
-All name the distribution the tokens were drawn from first: KL(sampler || other). Swapping the arguments does
-not give the reverse KL, it gives a wrong number. Not here: masks and sums (see reduce).
+Read them with the name of the module: `kl.k1`, `kl.exact`. All take the distribution the tokens were drawn
+from first: KL(sampler || other). Swapping the arguments does not give the reverse KL, it gives a wrong
+number. Not here: masks and sums (see reduce).
 Axes: B sequences, T tokens, V vocabulary.
 """
 
@@ -21,7 +22,7 @@ def _log_ratio(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     return other_logps - sampler_logps
 
 
-def kl_k1(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
+def k1(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     """Unbiased, high-variance estimate of KL(sampler || other): -r, with r = other - sampler.
 
     As a loss it is useless: the expected gradient with respect to the sampler is 0. Use it to report, or as a
@@ -44,7 +45,7 @@ def kl_k1(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     return -_log_ratio(sampler_logps, other_logps)
 
 
-def kl_k2(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
+def k2(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     """Biased, low-variance estimate of KL(sampler || other): r^2 / 2, with r = other - sampler.
 
     Its expected gradient with respect to the sampler is the gradient of the KL, so it is the one fit for a
@@ -67,13 +68,12 @@ def kl_k2(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     return 0.5 * _log_ratio(sampler_logps, other_logps).square()
 
 
-def kl_k3(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
+def k3(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     """Unbiased, low-variance estimate of KL(sampler || other): exp(r) - 1 - r, with r = other - sampler.
 
     As a loss its expected gradient with respect to the sampler is that of KL(other || sampler), the reverse.
     Written with expm1: exp(r) - 1 rounds to 0 or to a whole unit in the last place where r is small. It is
-    not
-    clamped: where the other distribution is far more certain (r > 88 in float32) the value is inf.
+    not clamped: where the other distribution is far more certain (r > 88 in float32) the value is inf.
 
     Args:
         sampler_logps: log-probs of the drawn tokens under the distribution that drew them, any shape, nats.
@@ -93,8 +93,10 @@ def kl_k3(sampler_logps: Tensor, other_logps: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-def kl_exact(logits_BTV: Tensor, other_logits_BTV: Tensor) -> Tensor:
+def exact(logits_BTV: Tensor, other_logits_BTV: Tensor) -> Tensor:
     """Exact KL(softmax(logits) || softmax(other_logits)) of the next token, summed over the vocabulary.
+
+    No token is drawn to compute it. To compare it with k1, k2 and k3, the first argument is the sampler's.
 
     Args:
         logits_BTV: unnormalised scores of the first distribution; -inf excludes a token (it contributes 0).
@@ -122,6 +124,6 @@ def kl_exact(logits_BTV: Tensor, other_logits_BTV: Tensor) -> Tensor:
 
 
 KL_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+    {"k1": k1, "k2": k2, "k3": k3}
 )
 """Estimators of KL(sampler || other) by name; each takes (sampler_logps, other_logps)."""

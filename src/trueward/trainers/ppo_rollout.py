@@ -13,7 +13,7 @@ from torch import Tensor
 from trueward.core.seed import derive_seed
 from trueward.data.chat import TokenGroup
 from trueward.models.packing import count_tokens
-from trueward.objectives import gae, kl_k1, kl_k3, masked_sum_B, token_mean, token_rewards, whiten
+from trueward.objectives import gae, kl, masked_sum_B, token_mean, token_rewards, whiten
 from trueward.rollouts.engine import Engine
 from trueward.trainers.experience import Experience, PPOModels, RewardFunction, score_rollouts, scores_of
 from trueward.trainers.ppo_settings import PPOSettings
@@ -80,8 +80,8 @@ def draw(
     rollout_s = time.monotonic() - start_s
     scores_B = scores_of(environment.reward, prompts, rollouts, name="the reward")
     seen = score_rollouts(models, prompts, rollouts, settings)
-    kl_BT = kl_k1(seen.old_logps_BT, seen.ref_logps_BT)
-    k3_B = masked_sum_B(kl_k3(seen.old_logps_BT, seen.ref_logps_BT), seen.mask_BT)
+    kl_BT = kl.k1(seen.old_logps_BT, seen.ref_logps_BT)
+    k3_B = masked_sum_B(kl.k3(seen.old_logps_BT, seen.ref_logps_BT), seen.mask_BT)
     lengths_B = seen.mask_BT.sum(dim=1).float()
     figures = {
         "reward": float(scores_B.mean()),
@@ -114,7 +114,7 @@ def advantages_of(drawn: Drawn, settings: PPOSettings, *, kl_coef: float) -> Lea
     rewards_BT = token_rewards(scores_B.to(drawn.kl_BT.device), drawn.kl_BT, seen.mask_BT, beta=kl_coef)
     if settings.whiten_rewards:
         rewards_BT = whiten(rewards_BT, seen.mask_BT, shift_mean=False)
-    found = gae(rewards_BT, seen.old_values_BT, seen.mask_BT, gamma=settings.gamma, lam=settings.lam)
+    found = gae(rewards_BT, seen.old_values_BT, mask_BT=seen.mask_BT, gamma=settings.gamma, lam=settings.lam)
     whitened = settings.whiten_advantages
     advantages_BT = whiten(found.advantages_BT, seen.mask_BT) if whitened else found.advantages_BT
     return Learning(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trueward.core.seed import derive_seed, generator
 from trueward.models.packing import completion_mask, pack, unflatten
-from trueward.objectives import kl_k3, ppo_policy, ppo_value, zero_masked
+from trueward.objectives import kl, ppo_policy, ppo_value, zero_masked
 from trueward.trainers.accumulate import LossSum
 from trueward.trainers.experience import Experience, PPOModels, policy_and_values
 from trueward.trainers.groups import cut, describe_group, num_trained
@@ -74,7 +74,7 @@ class PPOObjective:
             logps_BT,
             old_logps_BT,
             old(self._targets.advantages_BT),
-            mask_BT,
+            mask_BT=mask_BT,
             clip_low=settings.clip,
             clip_high=settings.clip,
         )
@@ -86,7 +86,7 @@ class PPOObjective:
             clip=settings.value_clip,
         )
         # The tokens were drawn from the old policy.
-        moved_BT = zero_masked(kl_k3(old_logps_BT, logps_BT.detach()), mask_BT)
+        moved_BT = zero_masked(kl.k3(old_logps_BT, logps_BT.detach()), mask_BT)
         count = float(packed.trained_N.sum())
         sums = {
             "policy_loss": policy.loss_BT,
