@@ -25,7 +25,7 @@ from trueward.models.attention import KEYWORD, NAME, AttentionStep, Unsupported,
 from trueward.models.head import Head, TokenScores, score_tokens
 from trueward.models.packing import Packed, pack
 from trueward.models.plain import plain_hidden, plain_logits
-from trueward.objectives.kl import kl_exact
+from trueward.objectives import kl
 from trueward.objectives.logprobs import token_entropy, token_logps
 
 __all__ = [
@@ -307,7 +307,7 @@ def exact_kl_N(
         at = slice(start, start + size)
         first_1NV = head_of(inner).logits(hidden_ND[at]).float().unsqueeze(0)
         second_1NV = head_of(ref_inner).logits(ref_hidden_ND[at]).float().unsqueeze(0)
-        parts.append(kl_exact(first_1NV / temperature, second_1NV / temperature)[0])
+        parts.append(kl.exact(first_1NV / temperature, second_1NV / temperature)[0])
     return torch.cat(parts)
 
 
