@@ -15,6 +15,13 @@ def test_hand_values() -> None:
     assert report.outcomes == (1.0, 0.0, 0.5, 1.0)
     assert report.accuracy.value == 0.625 and report.accuracy.n == 4
     assert report.mean_margin == 0.75
+    # -log sigmoid of each margin: log(1 + e^-1), log(1 + e), log 2, log(1 + e^-3).
+    assert report.loss == pytest.approx(sum(math.log1p(math.exp(-m)) for m in (1, -1, 0, 3)) / 4, abs=1e-12)
+    assert report.metrics() == {
+        "eval/loss": report.loss,
+        "eval/accuracy": 0.625,
+        "eval/rewards/margins": 0.75,
+    }
     assert (report.tied_scores, report.tied_labels) == (1, 0)
     # Confidences .7311 twice (one right, one wrong), .5 (half right), .9526 (right), in bins .7-.8, .5-.6 and
     # .9-1.
@@ -41,6 +48,7 @@ def test_orientation_does_not_matter() -> None:
     assert first.gold_accuracy == second.gold_accuracy and first.gold_ties == second.gold_ties > 0
     assert first.ece == pytest.approx(second.ece, abs=1e-12)
     assert first.mean_margin == pytest.approx(second.mean_margin, abs=1e-12)
+    assert first.loss == pytest.approx(second.loss, abs=1e-12)
 
 
 def test_a_calibrated_model_has_a_small_error_and_a_bold_one_a_large_one() -> None:
@@ -56,6 +64,8 @@ def test_soft_labels_and_tied_labels() -> None:
     report = evaluate_reward_model([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], soft_labels=[0.8, 0.5, 0.1])
     assert report.outcomes == (1.0, 0.0) and report.tied_labels == 1
     assert report.mean_margin == 0.0
+    # At margin 1 a label y costs log(1 + 1/e) + (1 - y).
+    assert report.loss == pytest.approx(math.log1p(math.exp(-1)) + 1.6 / 3, abs=1e-12)
     assert report.ece == pytest.approx(1 / (1 + math.exp(-1)) - (0.8 + 0.5 + 0.1) / 3, abs=1e-12)
 
 

@@ -81,6 +81,13 @@ def test_lineage_leads_from_charter_data_and_base_to_the_verdict(finished: Path)
     assert nodes[lineage["edges"][-1][1]]["kind"] == "verdict"
 
 
+def test_the_reward_stage_and_the_evaluation_judge_alike(finished: Path) -> None:
+    at_its_end = open_run(finished / "run" / "reward").manifest["results"]["held_out"]
+    evaluated = _summary(finished / "run")["reward_model"]
+    assert evaluated["accuracy"] == pytest.approx(at_its_end["accuracy"])
+    assert evaluated["ece"] == pytest.approx(at_its_end["ece"], rel=1e-4)
+
+
 def test_resuming_a_finished_run_trains_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = ("data", "sft", "reward", "dpo", "ppo", "records", "eval")
     before = {name: tree(finished / "run" / name) for name in kept}

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy
 
 from tests.trainers import language, toy
 from trueward.core.errors import DataError
 from trueward.core.files import read_jsonl
 from trueward.data.chat import Completion, TokenGroup
+from trueward.evals import evaluate_reward_model
+from trueward.models.packing import count_tokens
 from trueward.trainers.accumulate import StepObjective, accumulate
 from trueward.trainers.loop import Evaluate, TrainResult
 from trueward.trainers.preference import (
@@ -30,7 +32,7 @@ from trueward.trainers.reward import (
     RewardObjective,
     RewardPair,
     RewardSettings,
-    evaluate_reward,
+    score_pairs,
     train_reward,
 )
 from trueward.trainers.sft import SFTObjective, evaluate_sft, train_sft
@@ -199,38 +201,27 @@ def test_activation_checkpointing_gives_the_same_run(tmp_path: Path) -> None:
 def test_reward_learns_and_reports_calibration(tmp_path: Path) -> None:
     model = language.reward_model()
     held_out = [RewardPair(group) for group in language.comparisons(40, seed=1)]
-    before = evaluate_reward(model, held_out, max_tokens_per_forward=100)
+    before = evaluate_reward_model(*score_pairs(model, held_out, max_tokens_per_forward=100))
     reward(tmp_path, model, steps=40)
-    after = evaluate_reward(model, held_out, max_tokens_per_forward=100)
+    after = evaluate_reward_model(*score_pairs(model, held_out, max_tokens_per_forward=100))
     assert after.accuracy.value > 0.95 > before.accuracy.value
-    assert after.accuracy.n == 40 == len(after.margins) == sum(b.n for b in after.bins)
+    assert after.accuracy.n == 40 == sum(b.n for b in after.bins)
     assert after.loss < 0.3 < before.loss
     assert 0 <= after.ece <= 0.5
 
 
-def test_reward_evaluation_by_hand() -> None:
-    # One model, the same pair both ways: margins m and -m, so one is right, one is wrong.
+def test_pairs_are_scored_in_their_order() -> None:
+    # One model, the same pair both ways: the scores change places.
     group = language.comparisons(1)[0]
     turned = TokenGroup(group.prompt_ids, group.completions[::-1])
     model = language.reward_model()
-    pairs = [
-        RewardPair(group),
-        RewardPair(turned),
-        RewardPair(group, soft_label=0.0),
-        RewardPair(group, soft_label=0.5),
-    ]
-    found = evaluate_reward(model, pairs, max_tokens_per_forward=100)
-    margin = found.margins[0]
-    assert found.margins == pytest.approx([margin, -margin, margin, margin], rel=1e-5)
-    first = 1.0 if margin > 0 else 0.0
-    # The tie has no right order; label 0 turns the pair.
-    assert found.accuracy.n == 3
-    assert found.accuracy.value == pytest.approx((first + (1 - first) * 2) / 3)
-    up, down = -logsigmoid(torch.tensor(margin)), -logsigmoid(torch.tensor(-margin))
-    assert found.loss == pytest.approx(float((up + down + down + 0.5 * (up + down)) / 4), rel=1e-5)
-    confidence = float(torch.sigmoid(torch.tensor(abs(margin))))
-    right = (first + (1 - first) * 2 + 0.5) / 4
-    assert found.ece == pytest.approx(abs(right - confidence), rel=1e-5)
+    pairs = [RewardPair(group), RewardPair(turned), RewardPair(group)]
+    # A budget of two pairs cuts them into two forwards.
+    budget = 2 * count_tokens(group)
+    chosen, rejected = score_pairs(model, pairs, max_tokens_per_forward=budget)
+    assert chosen == pytest.approx([chosen[0], rejected[0], chosen[0]], rel=1e-5)
+    assert rejected == pytest.approx([rejected[0], chosen[0], rejected[0]], rel=1e-5)
+    assert chosen[0] != pytest.approx(rejected[0], rel=1e-5)
 
 
 def test_dpo_starts_at_log_two_and_learns(tmp_path: Path) -> None:
@@ -299,4 +290,4 @@ def test_a_group_that_is_no_pair_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="d0 is not two completions"):
         reference_pairs(language.policy(), groups, ref_model=None, cache=tmp_path, max_tokens_per_forward=100)
     with pytest.raises(DataError, match="d0 does not hold two completions"):
-        evaluate_reward(language.reward_model(), [RewardPair(groups[0])], max_tokens_per_forward=100)
+        score_pairs(language.reward_model(), [RewardPair(groups[0])], max_tokens_per_forward=100)

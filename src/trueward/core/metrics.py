@@ -87,8 +87,9 @@ for _name, _unit, _meaning in [
     ("sampler_gap/max", "nats", "largest |sampler - trainer| token log-prob of the iteration"),
     ("time/rollout_s", "s", "time spent drawing completions"),
     ("time/update_s", "s", "time spent updating"),
-    ("eval/loss", "nats", "held-out objective"),
+    ("eval/loss", "nats", "held-out objective, without margin and centering of a reward model"),
     ("eval/accuracy", "1", "held-out pair accuracy"),
+    ("eval/rewards/margins", "nats", "rewards/margins on held-out pairs; of a reward model better - worse"),
 ]:
     declare(_name, _unit, _meaning)
 

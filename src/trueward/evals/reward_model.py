@@ -34,6 +34,8 @@ class RewardModelReport:
     """Expected calibration error of sigmoid(|margin|) against the label, in [0, 1]."""
     bins: tuple[CalibrationBin, ...]
     """Confidence in the preferred answer, 0.5 to 1, against how often the label prefers it too."""
+    loss: float
+    """Mean Bradley-Terry loss over all pairs, nats: without margin and centering, which only training has."""
     mean_margin: float
     """Mean of score(better) - score(worse) over labelled pairs, in units of the reward."""
     outcomes: tuple[float, ...]
@@ -46,6 +48,14 @@ class RewardModelReport:
     """Share of pairs ordered as by the true reward, where that is known and has an order."""
     gold_ties: int
     """Pairs of equal true reward, left out of `gold_accuracy`."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that are worth a line while training, by their declared names."""
+        return {
+            "eval/loss": self.loss,
+            "eval/accuracy": self.accuracy.value,
+            "eval/rewards/margins": self.mean_margin,
+        }
 
 
 def labels_of(num_pairs: int, soft_labels: ArrayLike | None) -> NDArray[np.float64]:
@@ -99,7 +109,6 @@ def evaluate_reward_model(
     *,
     soft_labels: ArrayLike | None = None,
     gold_differences: ArrayLike | None = None,
-    num_bins: int = 10,
     seed: int = 0,
 ) -> RewardModelReport:
     """Judge a reward model by its scores of held-out pairs.
@@ -107,14 +116,14 @@ def evaluate_reward_model(
     Calibration is symmetrised: each pair is seen from the answer with the higher score, predicted better with
     probability sigmoid(|margin|) >= 0.5, and the outcome is the label's probability for that answer, 0.5
     where the scores are equal. Swapping chosen and rejected (and the label) changes nothing; taking every
-    pair as `chosen wins` instead would make any model look under-confident.
+    pair as `chosen wins` instead would make any model look under-confident. So the bins below 0.5 stay
+    empty, and are left out.
 
     Args:
         rewards_chosen: scores of the chosen answers, shape (B,).
         rewards_rejected: scores of the rejected answers, same order.
         soft_labels: P(chosen is better), shape (B,), each in [0, 1]; None means 1.
         gold_differences: true reward of chosen minus that of rejected, shape (B,), where it is known.
-        num_bins: equal bins of [0, 1], > 0; those below 0.5 stay empty.
         seed: of the bootstrap.
 
     Raises:
@@ -138,13 +147,16 @@ def evaluate_reward_model(
     outcomes = pair_outcomes(margins_B, labels_B)
     confidence_B = 1 / (1 + np.exp(-np.abs(margins_B)))
     agreement_B = 0.5 + np.sign(margins_B) * (labels_B - 0.5)
-    bins = tuple(reliability_bins(confidence_B, agreement_B, num_bins=num_bins))
+    bins = tuple(reliability_bins(confidence_B, agreement_B))
     better_B = np.sign(labels_B - 0.5)
     gold_accuracy, gold_ties = _gold(margins_B, gold_differences, seed)
     return RewardModelReport(
         accuracy=bootstrap_mean(outcomes, seed=seed),
         ece=expected_calibration_error(bins),
         bins=bins,
+        loss=float(
+            (labels_B * np.logaddexp(0, -margins_B) + (1 - labels_B) * np.logaddexp(0, margins_B)).mean()
+        ),
         mean_margin=float((margins_B * better_B)[better_B != 0].mean()),
         outcomes=tuple(outcomes.tolist()),
         tied_labels=int((better_B == 0).sum()),

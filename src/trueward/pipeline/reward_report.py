@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from trueward.core.stats import Estimate, paired_difference
 from trueward.data.records import Comparison
@@ -13,18 +12,16 @@ from trueward.evals import (
     Baseline,
     bag_of_words_baseline,
     chance_baseline,
-    evaluate_reward_model,
     fit_bag_of_words,
     longer_answer_baseline,
     verdict,
 )
 from trueward.models.load import LoadedModel
 from trueward.pipeline.datasets import FeedbackData
+from trueward.pipeline.held_out import judge_pairs
 from trueward.pipeline.stages import reward_pairs
 from trueward.pipeline.training import tokenised
 from trueward.pipeline.workspace import Workspace
-from trueward.trainers.groups import cut
-from trueward.trainers.reward import pair_rewards
 
 __all__ = ["RewardMeasured", "measure_reward"]
 
@@ -45,14 +42,6 @@ def measure_reward(
 ) -> RewardMeasured:
     """Score the held-out pairs and compare with chance, the longer answer and a bag of words."""
     groups, _ = tokenised(scorer, data.test, max_tokens=workspace.recipe.data.max_tokens)
-    pairs = reward_pairs(groups, data.test)
-    chosen: list[float] = []
-    rejected: list[float] = []
-    with torch.no_grad():
-        for batch in cut(pairs, lambda pair: pair.group, workspace.recipe.eval.max_tokens_per_forward):
-            a, b, _ = pair_rewards(scorer.model, batch)
-            chosen += a.tolist()
-            rejected += b.tolist()
     kept = {group.id for group in groups}
     records = [record for record in data.test if record.id in kept]
     labels = _labels(records)
@@ -61,8 +50,11 @@ def measure_reward(
         for r in records
         if "gold_chosen" in r.meta.extra
     ]
-    report = evaluate_reward_model(
-        chosen, rejected, soft_labels=labels, gold_differences=gold if len(gold) == len(records) else None
+    report = judge_pairs(
+        scorer.model,
+        reward_pairs(groups, data.test),
+        max_tokens_per_forward=workspace.recipe.eval.max_tokens_per_forward,
+        gold_differences=gold if len(gold) == len(records) else None,
     )
     lengths = np.array([[len(c.ids) for c in group.completions] for group in groups])
     judge = fit_bag_of_words(

@@ -14,10 +14,11 @@ from trueward.models.checkpoint import save_reward
 from trueward.models.heads import reward_from_causal
 from trueward.models.load import LoadedModel
 from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
+from trueward.pipeline.held_out import judge_pairs
 from trueward.pipeline.training import card, check, save_policy, settings_of, tokenised, training_figures
 from trueward.pipeline.workspace import Begun, Workspace
 from trueward.trainers.preference import evaluate_preference, reference_pairs, train_preference
-from trueward.trainers.reward import RewardPair, evaluate_reward, train_reward
+from trueward.trainers.reward import RewardPair, train_reward
 from trueward.trainers.sampling import num_steps
 from trueward.trainers.sft import evaluate_sft, train_sft
 
@@ -120,7 +121,7 @@ def reward(workspace: Workspace) -> None:
     text = f"A reward model from {len(groups):,} comparisons (data set {data.name}, {short(data.hash)})."
     readme = card(workspace, "reward", parent, text=text, made_from=parents)
     digest = save_reward(model, parent.tokenizer, begun.folder.model, card=readme, replace=begun.resume)
-    held = evaluate_reward(
+    held = judge_pairs(
         model, reward_pairs(test_groups, data.test), max_tokens_per_forward=settings.max_tokens_per_forward
     )
     workspace.say(f"reward model: held-out accuracy {held.accuracy.shown()} over {held.accuracy.n} pairs")

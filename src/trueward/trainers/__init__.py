@@ -17,11 +17,10 @@ from trueward.trainers.preference import (
     train_preference,
 )
 from trueward.trainers.reward import (
-    RewardEvaluation,
     RewardPair,
     RewardSettings,
-    evaluate_reward,
     reward_function,
+    score_pairs,
     train_reward,
 )
 from trueward.trainers.settings import TrainSettings
@@ -35,7 +34,6 @@ __all__ = [
     "PreferenceEvaluation",
     "PreferencePair",
     "PreferenceSettings",
-    "RewardEvaluation",
     "RewardFunction",
     "RewardPair",
     "RewardSettings",
@@ -45,12 +43,12 @@ __all__ = [
     "checked",
     "diagnose",
     "evaluate_preference",
-    "evaluate_reward",
     "evaluate_sft",
     "ppo_models",
     "reference_pairs",
     "resume_hint",
     "reward_function",
+    "score_pairs",
     "token_table",
     "train",
     "train_ppo",

@@ -7,7 +7,6 @@ Axes: B pairs, S sequences (chosen and rejected in turn).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,17 +14,10 @@ from torch import Tensor, nn
 
 from trueward.core.config import Config
 from trueward.core.errors import DataError
-from trueward.core.stats import (
-    CalibrationBin,
-    Estimate,
-    bootstrap_mean,
-    expected_calibration_error,
-    reliability_bins,
-)
 from trueward.data.chat import TokenGroup
 from trueward.models.packing import pack
 from trueward.models.scoring import hidden_states, sequence_rewards
-from trueward.objectives import accuracy, bradley_terry
+from trueward.objectives import bradley_terry
 from trueward.rollouts.engine import Rollout
 from trueward.trainers.accumulate import LossSum, forward_precision
 from trueward.trainers.groups import cut, describe_group, rollout_groups
@@ -34,18 +26,14 @@ from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision, TrainSettings
 
 __all__ = [
-    "RewardEvaluation",
     "RewardObjective",
     "RewardPair",
     "RewardSettings",
-    "evaluate_reward",
     "pair_rewards",
     "reward_function",
+    "score_pairs",
     "train_reward",
 ]
-
-# Confidences lie in [0.5, 1], so 20 bins of [0, 1] are 10 that can hold something.
-_NUM_BINS = 20
 
 
 class RewardSettings(Config):
@@ -176,62 +164,24 @@ def reward_function(
     return score
 
 
-class RewardEvaluation(NamedTuple):
-    """Held-out quality of a reward model.
-
-    accuracy: share of pairs ordered as the label does (a soft label below 0.5 turns the pair), ties half.
-    ece: expected calibration error of sigmoid(|margin|) as the probability that the preferred one is better.
-    bins: the reliability diagram behind it.
-    loss: mean Bradley-Terry loss in nats, without margin and centering.
-    margins: chosen minus rejected, pair by pair.
-    """
-
-    accuracy: Estimate
-    ece: float
-    bins: list[CalibrationBin]
-    loss: float
-    margins: list[float]
-
-    def metrics(self) -> dict[str, float]:
-        return {"eval/accuracy": self.accuracy.value, "eval/loss": self.loss}
-
-
 @torch.no_grad()
-def evaluate_reward(
+def score_pairs(
     model: nn.Module,
     pairs: Sequence[RewardPair],
     *,
     max_tokens_per_forward: int,
     precision: Precision = "float32",
-) -> RewardEvaluation:
-    """Accuracy, calibration and loss on held-out comparisons. Ties (label 0.5) count for calibration and loss
-    only.
+) -> tuple[list[float], list[float]]:
+    """Scores of the chosen and of the rejected completions, pair by pair; `trueward.evals` judges them.
 
     Raises:
-        DataError: no pair, or ties only.
+        DataError: a group does not hold exactly two completions.
     """
-    decided = torch.tensor([_label(pair) != 0.5 for pair in pairs], dtype=torch.bool)
-    if not decided.any():
-        raise DataError(
-            "there is no held-out pair with a preference", value=len(pairs), remedy="check the split"
-        )
-    parts: list[tuple[Tensor, Tensor]] = []
+    chosen: list[float] = []
+    rejected: list[float] = []
     for batch in cut(pairs, lambda pair: pair.group, max_tokens_per_forward):
         with forward_precision(precision, device_of(model)):
             chosen_B, rejected_B, _ = pair_rewards(model, batch)
-        parts.append((chosen_B.double().cpu(), rejected_B.double().cpu()))
-    chosen_B, rejected_B = torch.cat([c for c, _ in parts]), torch.cat([r for _, r in parts])
-    labels_B = torch.tensor([_label(pair) for pair in pairs], dtype=torch.float64)
-    ordered_B = accuracy(chosen_B, rejected_B)
-    margins_B = chosen_B - rejected_B
-    # Folded so that the model's preferred completion comes first: all confidence lies in [0.5, 1].
-    outcomes_B = ordered_B * labels_B + (1 - ordered_B) * (1 - labels_B)
-    bins = reliability_bins(torch.sigmoid(margins_B.abs()).numpy(), outcomes_B.numpy(), num_bins=_NUM_BINS)
-    right_B = torch.where(labels_B > 0.5, ordered_B, 1 - ordered_B)
-    return RewardEvaluation(
-        accuracy=bootstrap_mean(right_B[decided].numpy()),
-        ece=expected_calibration_error(bins),
-        bins=bins,
-        loss=float(bradley_terry(chosen_B, rejected_B, soft_label_B=labels_B).loss_B.mean()),
-        margins=margins_B.tolist(),
-    )
+        chosen += chosen_B.tolist()
+        rejected += rejected_B.tolist()
+    return chosen, rejected
