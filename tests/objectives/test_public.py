@@ -11,18 +11,35 @@ from trueward import objectives
 
 SIGNATURES = {
     "accuracy": "chosen_B rejected_B",
-    "bradley_terry": "chosen_rewards_B rejected_rewards_B * margin_B soft_label_B centering",
+    "apo_down": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta",
+    "apo_zero": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta",
+    "bco": "policy_logps_B ref_logps_B desirable_B delta * beta desirable_weight undesirable_weight",
+    "bco_delta": "rewards_B desirable_B",
+    "bradley_terry": "chosen_rewards_B rejected_rewards_B * margin_B target_B center",
+    "confidence_threshold": "strong_logits_B",
     "constant_length_mean": "values_BT mask_BT * denominator max_tokens",
-    "dpo": (
-        "policy_chosen_logps_B policy_rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B"
-        " * beta label_smoothing"
+    "cpo": "chosen_logps_B rejected_logps_B * beta",
+    "d2o": "rejected_logps_B ref_rejected_logps_B sampled_logps_BK ref_sampled_logps_BK * beta alpha",
+    "davidson": "chosen_rewards_B rejected_rewards_B tie_B * nu",
+    "discopop": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta tau",
+    "dpo": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta label_smoothing",
+    "exo_pair": (
+        "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta label_smoothing"
     ),
+    "forward_kl": "student_logits_BTV teacher_logits_BTV mask_BT",
     "gae": "rewards_BT values_BT * mask_BT gamma lam",
+    "generalized_jsd": "student_logits_BTV teacher_logits_BTV mask_BT * beta",
     "group_relative": "rewards_PG * scale",
+    "hinge": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta",
+    "ipo": (
+        "chosen_mean_logps_B rejected_mean_logps_B ref_chosen_mean_logps_B ref_rejected_mean_logps_B * beta"
+    ),
     "kl.exact": "logits_BTV other_logits_BTV",
     "kl.k1": "sampler_logps other_logps",
     "kl.k2": "sampler_logps other_logps",
     "kl.k3": "sampler_logps other_logps",
+    "kto": "policy_logps_B ref_logps_B desirable_B kl * beta desirable_weight undesirable_weight",
+    "kto_kl": "mismatched_logps_B ref_mismatched_logps_B",
     "lagrangian_advantages": "reward_advantages_BT cost_advantages_BT * log_lambda",
     "leave_one_out": "rewards_PG",
     "masked_importance": "trainer_logps_BT sampler_logps_BT * mask_BT low high level",
@@ -30,15 +47,27 @@ SIGNATURES = {
     "masked_sum_B": "values_BT mask_BT",
     "micro_batch_token_mean": "values_BT mask_BT * denominator",
     "min_of_steps": "correct_logps_BT ends_BT",
+    "nca_pair": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta",
+    "orpo": "chosen_mean_logps_B rejected_mean_logps_B chosen_nll_B * weight",
     "outcome": "logits_B labels_B",
-    "policy_gradient": ("logps_BT old_logps_BT advantages_BT * method mask_BT clip_low clip_high dual_clip"),
+    "plackett_luce": "rewards_BK ranks_BK",
+    "policy_gradient": "logps_BT old_logps_BT advantages_BT * method mask_BT clip_low clip_high dual_clip",
     "ppo_policy": "logps_BT old_logps_BT advantages_BT * mask_BT clip_low clip_high dual_clip",
     "ppo_value": "values_BT old_values_BT returns_BT mask_BT * clip",
     "product_of_steps": "correct_logps_BT ends_BT",
+    "ranking_pairs": "rewards_BK ranks_BK",
+    "rao_kupper": "chosen_rewards_B rejected_rewards_B tie_B * theta",
     "reinforce": "logps_BT advantages_BT * mask_BT",
     "reinforce_plus_plus": "scores_B kl_BT * mask_BT beta",
+    "reverse_kl": "student_logits_BTV teacher_logits_BTV mask_BT",
+    "robust_dpo": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta flip_rate",
+    "rpo": (
+        "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B chosen_nll_B * beta alpha"
+    ),
     "sequence_mean": "values_B * denominator",
     "sft": "logps_BT mask_BT * weights_BT",
+    "simpo": "chosen_mean_logps_B rejected_mean_logps_B * beta gamma",
+    "sppo_hard": "chosen_logps_B rejected_logps_B ref_chosen_logps_B ref_rejected_logps_B * beta",
     "step_binary": "logits_BT labels_BT ends_BT",
     "step_classes": "logits_BTC labels_BT ends_BT * neutral_is_correct",
     "token_entropy": "logits_BTV",
@@ -47,25 +76,30 @@ SIGNATURES = {
     "token_rewards": "scores_B kl_BT mask_BT * beta",
     "truncated_importance": "trainer_logps_BT sampler_logps_BT * mask_BT cap level",
     "update_log_lambda": "log_lambda mean_cost * threshold lr max_log_lambda",
+    "weak_to_strong": "strong_logits_B weak_probs_B * alpha threshold",
     "whiten": "values_BT mask_BT * shift_mean",
     "zero_masked": "values_BT mask_BT",
 }
 FIELDS = {
     "Advantages": ("advantages_BT", "returns_BT"),
     "BradleyTerryLoss": ("loss_B", "accuracies_B", "margins_B"),
+    "D2OLoss": ("loss_B", "sampled_rewards_B", "rejected_rewards_B"),
+    "DistillLoss": ("loss_BT",),
     "ImportanceWeights": ("weights_BT", "ratio_BT", "corrected_BT"),
     "Multiplier": ("log_lambda", "slack", "held"),
     "OutcomeLoss": ("loss_B", "correct_logps_B"),
     "PolicyLoss": ("loss_BT", "ratio_BT", "clipped_BT"),
     "PreferenceLoss": ("loss_B", "chosen_rewards_B", "rejected_rewards_B"),
     "ProcessLoss": ("loss_BT", "correct_logps_BT"),
+    "RankingLoss": ("loss_B", "accuracies_B"),
     "ReinforceLoss": ("loss_BT",),
     "SFTLoss": ("loss_BT",),
     "StepTotals": ("num_tokens", "num_sequences", "max_tokens"),
+    "TiesLoss": ("loss_B", "margins_B"),
+    "UnpairedLoss": ("loss_B", "rewards_B"),
     "ValueLoss": ("loss_BT", "clipped_BT"),
+    "WeakToStrongLoss": ("loss_B", "hardened_B"),
 }
-
-
 TABLES = {"KL_ESTIMATORS", "POLICY_GRADIENT_METHODS", "REDUCTIONS", "STEP_AGGREGATIONS", "STEP_CLASSES"}
 
 

@@ -31,10 +31,10 @@ def test_hand_value() -> None:
     with_margin = bradley_terry(chosen, rejected, margin_B=torch.tensor([lead], dtype=torch.float64))
     assert with_margin.loss_B.item() == pytest.approx(math.log(2))
     assert with_margin.margins_B.item() == pytest.approx(lead)
-    centred = bradley_terry(chosen, rejected, centering=0.5)
+    centred = bradley_terry(chosen, rejected, center=0.5)
     assert centred.loss_B.item() == pytest.approx(math.log(4 / 3) + 0.5 * (lead + 2) ** 2)
     # A label of 1/4: 1/4 log(4/3) + 3/4 log 4.
-    soft = bradley_terry(chosen, rejected, soft_label_B=torch.tensor([0.25]))
+    soft = bradley_terry(chosen, rejected, target_B=torch.tensor([0.25]))
     assert soft.loss_B.item() == pytest.approx(math.log(4 / 3) / 4 + 3 * math.log(4) / 4)
 
 
@@ -47,8 +47,8 @@ def test_oracle(with_margin: bool, with_label: bool, centering: float) -> None:
         chosen,
         rejected,
         margin_B=margin if with_margin else None,
-        soft_label_B=label if with_label else None,
-        centering=centering,
+        target_B=label if with_label else None,
+        center=centering,
     ).loss_B
     used_margin = margin.tolist() if with_margin else [0.0] * 6
     used_label = label.tolist() if with_label else [1.0] * 6
@@ -59,22 +59,22 @@ def test_oracle(with_margin: bool, with_label: bool, centering: float) -> None:
 def test_equals_binary_cross_entropy() -> None:
     chosen, rejected, _, label = _rewards()
     judge = functional.binary_cross_entropy_with_logits(chosen - rejected, label, reduction="none")
-    torch.testing.assert_close(bradley_terry(chosen, rejected, soft_label_B=label).loss_B, judge)
+    torch.testing.assert_close(bradley_terry(chosen, rejected, target_B=label).loss_B, judge)
 
 
 def test_gradcheck() -> None:
     chosen, rejected, margin, label = _rewards()
 
     def loss(r_c: Tensor, r_r: Tensor) -> Tensor:
-        return bradley_terry(r_c, r_r, margin_B=margin, soft_label_B=label, centering=0.1).loss_B
+        return bradley_terry(r_c, r_r, margin_B=margin, target_B=label, center=0.1).loss_B
 
     assert torch.autograd.gradcheck(loss, (chosen.requires_grad_(), rejected.requires_grad_()))
 
 
 def test_exchanging_the_completions_and_the_label_changes_nothing() -> None:
     chosen, rejected, margin, label = _rewards()
-    one = bradley_terry(chosen, rejected, margin_B=margin, soft_label_B=label, centering=0.1).loss_B
-    other = bradley_terry(rejected, chosen, margin_B=margin, soft_label_B=1 - label, centering=0.1).loss_B
+    one = bradley_terry(chosen, rejected, margin_B=margin, target_B=label, center=0.1).loss_B
+    other = bradley_terry(rejected, chosen, margin_B=margin, target_B=1 - label, center=0.1).loss_B
     torch.testing.assert_close(one, other)
 
 
@@ -110,7 +110,7 @@ def test_extremes() -> None:
     assert gradient.tolist() == [0.0, -1.0, -0.5]
     # (r_c + r_r)^2 overflows here; without centering it must not be computed, 0 * inf is nan.
     assert bradley_terry(torch.tensor([1e30]), torch.zeros(1)).loss_B.item() == 0.0
-    soft = bradley_terry(chosen, rejected, soft_label_B=torch.tensor([1.0, 0.0, 0.5])).loss_B
+    soft = bradley_terry(chosen, rejected, target_B=torch.tensor([1.0, 0.0, 0.5])).loss_B
     assert soft.tolist() == [0.0, 0.0, pytest.approx(math.log(2))]
 
 
@@ -144,18 +144,18 @@ def test_wrong_input_raises() -> None:
         bradley_terry(zeros, torch.zeros(2))
     with pytest.raises(ValueError, match=r"chosen_rewards_B must have 1 axis, got 2"):
         bradley_terry(torch.zeros(3, 1), torch.zeros(3, 1))
-    with pytest.raises(ValueError, match=r"soft_label_B must be finite and in \[0, 1\], got an element 1.5"):
-        bradley_terry(zeros, zeros, soft_label_B=zeros + 1.5)
-    with pytest.raises(ValueError, match=r"soft_label_B must be finite and in \[0, 1\], got an element nan"):
-        bradley_terry(zeros, zeros, soft_label_B=zeros + math.nan)
+    with pytest.raises(ValueError, match=r"target_B must be finite and in \[0, 1\], got an element 1.5"):
+        bradley_terry(zeros, zeros, target_B=zeros + 1.5)
+    with pytest.raises(ValueError, match=r"target_B must be finite and in \[0, 1\], got an element nan"):
+        bradley_terry(zeros, zeros, target_B=zeros + math.nan)
     with pytest.raises(ValueError, match=r"margin_B must be finite and in \[0, inf\], got an element -1"):
         bradley_terry(zeros, zeros, margin_B=zeros - 1)
     with pytest.raises(ValueError, match="margin_B must have the shape of chosen_rewards_B"):
         bradley_terry(zeros, zeros, margin_B=torch.zeros(1))
     with pytest.raises(ValueError, match="margin_B must not require grad"):
         bradley_terry(zeros, zeros, margin_B=torch.zeros(3, requires_grad=True))
-    with pytest.raises(ValueError, match=r"centering must be finite and in \[0, inf\], got -0.1"):
-        bradley_terry(zeros, zeros, centering=-0.1)
+    with pytest.raises(ValueError, match=r"center must be finite and in \[0, inf\], got -0.1"):
+        bradley_terry(zeros, zeros, center=-0.1)
     with pytest.raises(TypeError, match="chosen_rewards_B must be float16"):
         bradley_terry(zeros.long(), zeros)
     with pytest.raises(ValueError, match="rejected_B must have the shape of chosen_B"):

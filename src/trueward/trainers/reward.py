@@ -80,8 +80,8 @@ class RewardObjective:
             chosen_B,
             rejected_B,
             margin_B=chosen_B.new_tensor([pair.margin or 0.0 for pair in items]),
-            soft_label_B=chosen_B.new_tensor([_label(pair) for pair in items]),
-            centering=self._settings.centering,
+            target_B=chosen_B.new_tensor([_label(pair) for pair in items]),
+            center=self._settings.centering,
         )
         figures_B = {
             "accuracy": out.accuracies_B,
