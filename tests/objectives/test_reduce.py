@@ -1,4 +1,4 @@
-"""The reduction: one denominator for the step, no leak from uncounted positions."""
+"""The reductions: one denominator for the step, no leak from uncounted positions."""
 
 import math
 
@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from trueward.objectives import masked_sum_B, sequence_mean, token_mean, zero_masked
+from trueward.objectives import (
+    REDUCTIONS,
+    StepTotals,
+    constant_length_mean,
+    masked_mean_B,
+    masked_sum_B,
+    micro_batch_token_mean,
+    sequence_mean,
+    token_mean,
+    zero_masked,
+)
+from trueward.objectives.reduce import Reduction
 
 GARBAGE = [math.nan, math.inf, -math.inf]
 
@@ -27,6 +38,42 @@ def test_hand_value() -> None:
     assert sequence_mean(torch.tensor([3.0, 4.0]), denominator=10).item() == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("token_mean", (1 + 2 + 4) / 3),
+        ("sequence_token_mean", (1.5 + 4 + 0) / 3),
+        ("sequence_sum", (3 + 4 + 0) / 3),
+        ("constant_length", (3 + 4 + 0) / 8 / 3),
+        ("micro_batch_token_mean", (1 + 2 + 4) / 3),
+    ],
+    ids=str,
+)
+def test_reductions_hand_values(name: Reduction, expected: float) -> None:
+    # Three sequences: tokens 1, 2 | 4 | none. The longest that could have been drawn has 8 tokens.
+    values = torch.tensor([[1.0, 2.0, math.nan], [4.0, math.nan, math.nan], [math.nan] * 3])
+    mask = torch.arange(3) < torch.tensor([[2], [1], [0]])
+    totals = StepTotals(num_tokens=3, num_sequences=3, max_tokens=8)
+    assert REDUCTIONS[name](values, mask, totals).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", [name for name in REDUCTIONS if name != "micro_batch_token_mean"])
+def test_reductions_add_up_over_any_split(name: Reduction) -> None:
+    values, mask = _batch()
+    totals = StepTotals(num_tokens=9, num_sequences=4, max_tokens=5)
+    whole = REDUCTIONS[name](values, mask, totals)
+    for split in ([[0], [1], [2], [3]], [[3, 1], [0, 2]]):
+        parts = [REDUCTIONS[name](values[rows], mask[rows], totals) for rows in split]
+        torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
+def test_micro_batch_mean_weighs_micro_batches_by_their_sequences() -> None:
+    # Means 1 and 3 of one and three of four sequences: (1 + 3 * 3) / 4.
+    first = micro_batch_token_mean(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), denominator=4)
+    rest = micro_batch_token_mean(torch.full((3, 1), 3.0), torch.ones(3, 1, dtype=torch.bool), denominator=4)
+    assert float(first + rest) == 2.5
+
+
 def test_mask_equals_filter() -> None:
     values, mask = _batch()
     kept = [row[m] for row, m in zip(values, mask, strict=True)]
@@ -38,7 +85,7 @@ def test_mask_equals_filter() -> None:
 def test_garbage_leaks_neither_into_value_nor_gradient(garbage: float) -> None:
     values, mask = _batch()
     dirty = torch.where(mask, values, garbage).requires_grad_()
-    for function in (masked_sum_B, zero_masked, lambda v, m: token_mean(v, m, denominator=9)):
+    for function in (masked_sum_B, masked_mean_B, zero_masked, lambda v, m: token_mean(v, m, denominator=9)):
         result = function(dirty, mask)
         assert torch.equal(result, function(values, mask))
         (gradient,) = torch.autograd.grad(result.sum(), dirty)
@@ -94,7 +141,9 @@ def test_gradcheck() -> None:
     values, mask = _batch()
     values.requires_grad_()
     assert torch.autograd.gradcheck(lambda v: masked_sum_B(v, mask), (values,))
-    assert torch.autograd.gradcheck(lambda v: token_mean(v, mask, denominator=9), (values,))
+    totals = StepTotals(num_tokens=9, num_sequences=4, max_tokens=5)
+    for reduction in REDUCTIONS.values():
+        assert torch.autograd.gradcheck(lambda v, r=reduction: r(v, mask, totals), (values,))
 
 
 @pytest.mark.parametrize("denominator", [0, -1.0, math.nan, math.inf, torch.tensor(0)], ids=str)
@@ -120,5 +169,9 @@ def test_wrong_input_raises() -> None:
         sequence_mean(values[:, 0], denominator=torch.ones(4))
     with pytest.raises(ValueError, match="denominator must not require grad"):
         sequence_mean(values[:, 0], denominator=torch.tensor(4.0, requires_grad=True))
+    with pytest.raises(ValueError, match=r"max_tokens must be finite and in \(0, inf\], got 0"):
+        constant_length_mean(values, mask, denominator=4, max_tokens=0)
+    with pytest.raises(ValueError, match=r"denominator must be finite and in \(0, inf\], got 0"):
+        micro_batch_token_mean(values, mask, denominator=0)
     with pytest.raises(TypeError, match="denominator must be a number, got str"):
         token_mean(values, mask, denominator="9")  # type: ignore[arg-type]

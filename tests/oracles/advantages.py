@@ -41,3 +41,34 @@ def whiten(values: list[float], shift_mean: bool) -> list[float]:
     variance = math.fsum((value - mean) ** 2 for value in values) / len(values)
     kept = 0.0 if shift_mean else mean
     return [(value - mean) / math.sqrt(variance + 1e-8) + kept for value in values]
+
+
+def group_relative(rewards_PG: list[list[float]], scaled: bool) -> list[list[float]]:
+    """r - mean of the group, over (standard deviation with n - 1) + 1e-4 where scaled."""
+    out = []
+    for group in rewards_PG:
+        mean = math.fsum(group) / len(group)
+        variance = math.fsum((reward - mean) ** 2 for reward in group) / (len(group) - 1)
+        divisor = math.sqrt(variance) + 1e-4 if scaled else 1.0
+        out.append([(reward - mean) / divisor for reward in group])
+    return out
+
+
+def leave_one_out(rewards_PG: list[list[float]]) -> list[list[float]]:
+    """r_i - mean of the rewards j != i of the group."""
+    out = []
+    for group in rewards_PG:
+        others = [[r for j, r in enumerate(group) if j != i] for i in range(len(group))]
+        out.append([group[i] - math.fsum(rest) / len(rest) for i, rest in enumerate(others)])
+    return out
+
+
+def reinforce_plus_plus(
+    scores_B: list[float], kl_BT: list[list[float]], lengths_B: list[int], beta: float
+) -> list[list[float]]:
+    """A_t = R - beta sum_{i >= t} kl_i over the completion's tokens, then whitened over all of them."""
+    returns = []
+    for score, kl_T, length in zip(scores_B, kl_BT, lengths_B, strict=True):
+        returns += [score - beta * math.fsum(kl_T[t:length]) for t in range(length)]
+    flat = iter(whiten(returns, True))
+    return [[next(flat) for _ in range(length)] for length in lengths_B]

@@ -231,8 +231,8 @@ def _surrogate(
     ratio_BT = log_ratio_BT.detach().exp()
     over_BT = (ratio_BT > high) & (advantages_BT > 0)
     under_BT = (ratio_BT < low) & (advantages_BT < 0)
-    held_BT = torch.where(over_BT, high, low)
     clipped_BT = over_BT | under_BT
+    held_BT = torch.where(over_BT, high, torch.full_like(ratio_BT, low))
     if dual_clip is not None:
         beyond_BT = (ratio_BT > dual_clip) & (advantages_BT < 0)
         held_BT = torch.where(beyond_BT, dual_clip, held_BT)
