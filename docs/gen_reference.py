@@ -40,8 +40,6 @@ they say. `trueward run RECIPE --dry-run` prints the resolved recipe, defaults i
 `recipe.yaml`.
 
 Only `name` and `out` have no default. A stage reads its own section, `model`, `data`, `seed` and `out`.
-`eval_every` acts where a Python caller passes an `evaluate` function; the commands measure held-out data
-when a stage ends.
 """
 
 

@@ -30,6 +30,13 @@ def test_loss_falls_and_is_logged(tmp_path: Path) -> None:
     assert result.metrics_last["loss"] == rows[-1]["loss"]
 
 
+def test_an_evaluation_is_logged_at_its_own_steps(tmp_path: Path) -> None:
+    toy.run(tmp_path, toy.network(), evaluate=lambda _: {"eval/loss": 0.5}, eval_every=3, log_every=5)
+    rows = toy.figures(tmp_path)
+    assert [row["step"] for row in rows] == [3, 5, 6, 9, 10]
+    assert [row["step"] for row in rows if "eval/loss" in row] == [3, 6, 9, 10]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_do_not_change_the_gradient(size: int) -> None:
     # Sizes that do not divide 4 evenly show a mean of means.

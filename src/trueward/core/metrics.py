@@ -89,7 +89,14 @@ for _name, _unit, _meaning in [
     ("time/update_s", "s", "time spent updating"),
     ("eval/loss", "nats", "held-out objective, without margin and centering of a reward model"),
     ("eval/accuracy", "1", "held-out pair accuracy"),
+    ("eval/mean_token_accuracy", "1", "mean_token_accuracy on held-out demonstrations or text"),
     ("eval/rewards/margins", "nats", "rewards/margins on held-out pairs; of a reward model better - worse"),
+    ("eval/logps/chosen_per_token_change", "nats/token", "that of chosen on held-out pairs"),
+    ("eval/logps/rejected_per_token_change", "nats/token", "that of rejected on held-out pairs"),
+    ("eval/reward", "1", "mean score of the reward model over completions of held-out prompts"),
+    ("eval/gold", "1", "mean true reward of those completions, where a testbed knows it"),
+    ("eval/completions/mean_length", "tokens", "mean tokens of those completions, stop token included"),
+    ("eval/completions/clipped_ratio", "1", "share of those completions that hit the length limit"),
 ]:
     declare(_name, _unit, _meaning)
 

@@ -6,7 +6,8 @@ from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.records import Prompt
 from trueward.models.load import LoadedModel
-from trueward.pipeline.datasets import pairs, train_prompts
+from trueward.pipeline.datasets import pairs, test_prompts, train_prompts
+from trueward.pipeline.held_out import rollout_looks
 from trueward.pipeline.sampling import prompt_ids, text_of
 from trueward.pipeline.training import card, check, save_policy, settings_of, training_figures
 from trueward.pipeline.workspace import Workspace
@@ -14,6 +15,7 @@ from trueward.rollouts.engine import Rollout
 from trueward.rollouts.local import LocalEngine
 from trueward.testbed import gold_reward, task_of
 from trueward.trainers.experience import RewardFunction, ppo_models
+from trueward.trainers.loop import Evaluate
 from trueward.trainers.ppo import PPOHooks, train_ppo
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.reward import reward_function
@@ -49,6 +51,20 @@ def _prompts(
     return [prompts[index] for index in kept], groups
 
 
+def _looks(
+    workspace: Workspace, policy: LoadedModel, settings: PPOSettings, reward: RewardFunction
+) -> Evaluate | None:
+    """Looks at completions of the prompts that the evaluation stage will draw for."""
+    if settings.eval_every == 0:
+        return None
+    prompts = test_prompts(workspace).prompts
+    longest = workspace.recipe.data.max_tokens - settings.max_new_tokens
+    _, groups = prompt_ids(policy, prompts, max_tokens=longest)
+    gold = _gold(policy, prompts) if workspace.recipe.data.source == "testbed" else None
+    seed = workspace.seed("ppo", "looks")
+    return rollout_looks(policy, groups, settings, reward=reward, gold=gold, seed=seed)
+
+
 def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     recipe = workspace.recipe
     policy, scorer, data = workspace.load_to_train("sft"), workspace.load_reward(), pairs(workspace)
@@ -70,16 +86,18 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     prompts, groups = _prompts(workspace, policy, settings)
     settings = settings_of(workspace, stage, settings)
     models = ppo_models(policy.model, settings)
+    scores = reward_function(scorer.model, max_tokens_per_forward=settings.max_tokens_per_forward)
     gold = _gold(policy, prompts) if recipe.data.source == "testbed" else None
+    looks = _looks(workspace, policy, settings, scores)
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
         result = train_ppo(
             models,
             groups,
             engine=LocalEngine(policy.model, stop_ids(policy.tokenizer)),
-            reward=reward_function(scorer.model, max_tokens_per_forward=settings.max_tokens_per_forward),
+            reward=scores,
             settings=settings,
             folder=begun.folder.path,
-            hooks=PPOHooks(gold=gold, decode=_decode(policy), bar=bar),
+            hooks=PPOHooks(gold=gold, decode=_decode(policy), bar=bar, evaluate=looks),
             resume=begun.resume,
         )
     if result.stopped:

@@ -22,6 +22,7 @@ from trueward.models.checkpoint import model_card, save_causal
 from trueward.models.packing import count_tokens
 from trueward.models.scratch import new_llama
 from trueward.pipeline.data import dataset_info
+from trueward.pipeline.held_out import sft_looks
 from trueward.pipeline.inputs import data_files, renamed, short_names
 from trueward.pipeline.training import settings_of, training_figures
 from trueward.pipeline.workspace import Workspace
@@ -152,7 +153,13 @@ def pretrain(workspace: Workspace) -> None:
     settings = settings_of(workspace, "pretrain", section.train)
     with workspace.bar("pretraining", num_steps(settings, len(corpus.groups))) as bar:
         result = train_sft(
-            model, corpus.groups, settings=settings, folder=begun.folder.path, bar=bar, resume=begun.resume
+            model,
+            corpus.groups,
+            settings=settings,
+            folder=begun.folder.path,
+            bar=bar,
+            evaluate=sft_looks(corpus.held_out, settings, stage="pretrain"),
+            resume=begun.resume,
         )
     workspace.check_finished(begun.folder, result)
     figures = evaluate_sft(model, corpus.held_out, max_tokens_per_forward=settings.max_tokens_per_forward)

@@ -14,7 +14,7 @@ from trueward.models.checkpoint import save_reward
 from trueward.models.heads import reward_from_causal
 from trueward.models.load import LoadedModel
 from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
-from trueward.pipeline.held_out import judge_pairs
+from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
 from trueward.pipeline.training import card, check, save_policy, settings_of, tokenised, training_figures
 from trueward.pipeline.workspace import Begun, Workspace
 from trueward.trainers.preference import evaluate_preference, reference_pairs, train_preference
@@ -63,9 +63,16 @@ def sft(workspace: Workspace) -> None:
     held_out, _ = tokenised(base, data.test, max_tokens=longest, train_on=on)
     counts = check(workspace, base, groups, dropped)
     settings = settings_of(workspace, "sft", recipe.sft.train)
+    looks = sft_looks(held_out, settings)
     with workspace.bar("SFT", num_steps(settings, len(groups))) as bar:
         result = train_sft(
-            base.model, groups, settings=settings, folder=begun.folder.path, bar=bar, resume=begun.resume
+            base.model,
+            groups,
+            settings=settings,
+            folder=begun.folder.path,
+            bar=bar,
+            evaluate=looks,
+            resume=begun.resume,
         )
     workspace.check_finished(begun.folder, result)
     text = f"Fine-tuned on {len(groups):,} demonstrations (data set {data.name}, {short(data.hash)})."
@@ -107,6 +114,7 @@ def reward(workspace: Workspace) -> None:
     check(workspace, parent, test_groups, test_dropped, quiet=True)
     model = reward_from_causal(parent.model, parent.tokenizer, seed=workspace.seed("reward", "head"))
     settings = settings_of(workspace, "reward", recipe.reward.train)
+    held_pairs = reward_pairs(test_groups, data.test)
     with workspace.bar("reward model", num_steps(settings, len(groups))) as bar:
         result = train_reward(
             model,
@@ -115,15 +123,14 @@ def reward(workspace: Workspace) -> None:
             reward=recipe.reward.objective,
             folder=begun.folder.path,
             bar=bar,
+            evaluate=reward_looks(held_pairs, settings),
             resume=begun.resume,
         )
     workspace.check_finished(begun.folder, result)
     text = f"A reward model from {len(groups):,} comparisons (data set {data.name}, {short(data.hash)})."
     readme = card(workspace, "reward", parent, text=text, made_from=parents)
     digest = save_reward(model, parent.tokenizer, begun.folder.model, card=readme, replace=begun.resume)
-    held = judge_pairs(
-        model, reward_pairs(test_groups, data.test), max_tokens_per_forward=settings.max_tokens_per_forward
-    )
+    held = judge_pairs(model, held_pairs, max_tokens_per_forward=settings.max_tokens_per_forward)
     workspace.say(f"reward model: held-out accuracy {held.accuracy.shown()} over {held.accuracy.n} pairs")
     workspace.finish(
         begun.folder,
@@ -177,6 +184,7 @@ def dpo(workspace: Workspace) -> None:
             preference=recipe.dpo.objective,
             folder=begun.folder.path,
             bar=bar,
+            evaluate=preference_looks(held_pairs, settings, recipe.dpo.objective),
             resume=begun.resume,
         )
     workspace.check_finished(begun.folder, result)

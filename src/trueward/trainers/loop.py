@@ -8,7 +8,7 @@ same parts.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -91,6 +91,31 @@ class TrainResult:
     stopped: str = ""
 
 
+@dataclass(slots=True)
+class _State:
+    """What changes from step to step beside the weights. last: figures of the last step."""
+
+    step: int = 0
+    skipped: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    resumed_from: int | None = None
+
+    def take(self, got: Stepped, *, epoch: float, seconds: float) -> None:
+        """One step further, with its figures."""
+        self.step, self.skipped = self.step + 1, self.skipped + got.skipped
+        self.last = {
+            "loss": got.loss,
+            **got.means,
+            "grad_norm": got.norm,
+            "lr": got.lr,
+            "epoch": epoch,
+            "tokens": got.tokens,
+            "tokens_per_s": got.tokens / seconds,
+            "step_s": seconds,
+            "skipped": self.skipped,
+        }
+
+
 def resume_hint(result_step: int, folder: Path) -> str:
     """The sentence for a user whose run was interrupted."""
     return (
@@ -118,7 +143,8 @@ def train(
         settings: length, optimizer, saving.
         folder: run folder; gets metrics.jsonl, checkpoints/ and, on trouble, bad_batches/.
         bar: shows how far and the loss.
-        evaluate: declared metric name -> figure, called in eval mode every `eval_every` steps and at the end.
+        evaluate: declared metric name -> figure, called in eval mode every `eval_every` steps and at the end;
+            those steps are logged whatever `log_every` says.
         resume: go on from the newest checkpoint in `folder`; without one, start at step 0.
 
     Returns:
@@ -139,54 +165,60 @@ def train(
     optimizer = build_optimizer(model, settings)
     trained = Trained(model=model, optimizer=optimizer, parameters=trainable(model), folder=folder)
     identity = _identity(model, objective, items, settings)
-    step, skipped, last = 0, 0, dict[str, float]()
-    checkpoint = open_checkpoint(folder, identity, resume=resume)
-    if checkpoint is not None:
-        restore(checkpoint, model, optimizer)
-        step, skipped, last = (
-            checkpoint.step,
-            int(checkpoint.state["skipped"]),
-            dict(checkpoint.state["metrics"]),
-        )
+    state = _begin(trained, identity, resume=resume)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
-
-    def save() -> None:
-        state = {"identity": identity, "skipped": skipped, "metrics": json_figures(last)}
-        save_checkpoint(
-            folder, step=step, model=model, optimizer=optimizer, state=state, keep=settings.keep_checkpoints
-        )
-
     with stop_on_signal() as stop, MetricsLog(folder, settings.track) as log:
-        while step < total and not stop:
+        while state.step < total and not stop:
             step_s = time.monotonic()
-            batch = [items[i] for i in sampler.batch(step)]
+            batch = [items[i] for i in sampler.batch(state.step)]
             model.train()
-            seed = derive_seed(settings.seed, "step", step)
-            got = take_step(trained, objective, batch, settings, step=step, num_steps=total, seed=seed)
+            seed = derive_seed(settings.seed, "step", state.step)
+            got = take_step(trained, objective, batch, settings, step=state.step, num_steps=total, seed=seed)
             model.eval()
-            step, skipped = step + 1, skipped + got.skipped
-            check_skips(skipped, settings.max_skips, folder)
-
-            last = _figures(
-                got, skipped=skipped, epoch=sampler.epoch(step), seconds=time.monotonic() - step_s
-            )
-            if evaluate is not None and _due(step, settings.eval_every, total):
-                last |= evaluate(model)
-            if _due(step, settings.log_every, total):
-                log.log(last, step=step)
+            state.take(got, epoch=sampler.epoch(state.step + 1), seconds=time.monotonic() - step_s)
+            check_skips(state.skipped, settings.max_skips, folder)
+            looked = evaluate(model) if evaluate and _due(state.step, settings.eval_every, total) else {}
+            state.last |= looked
+            if looked or _due(state.step, settings.log_every, total):
+                log.log(state.last, step=state.step)
             if bar is not None:
-                bar.update(step, f"loss {got.loss:.4g}")
-            if step % settings.save_every == 0:
-                save()
-        save()
+                bar.update(state.step, f"loss {got.loss:.4g}")
+            if state.step % settings.save_every == 0:
+                _save(trained, identity, state, settings)
+        _save(trained, identity, state, settings)
     return TrainResult(
-        step=step,
-        metrics_last=last,
-        interrupted=step < total,
-        skipped=skipped,
+        step=state.step,
+        metrics_last=state.last,
+        interrupted=state.step < total,
+        skipped=state.skipped,
         seconds=time.monotonic() - started_s,
-        resumed_from=checkpoint.step if checkpoint else None,
+        resumed_from=state.resumed_from,
+    )
+
+
+def _begin(trained: Trained, identity: Mapping[str, object], *, resume: bool) -> _State:
+    checkpoint = open_checkpoint(trained.folder, identity, resume=resume)
+    if checkpoint is None:
+        return _State()
+    restore(checkpoint, trained.model, trained.optimizer)
+    return _State(
+        step=checkpoint.step,
+        skipped=int(checkpoint.state["skipped"]),
+        last=dict(checkpoint.state["metrics"]),
+        resumed_from=checkpoint.step,
+    )
+
+
+def _save(trained: Trained, identity: Mapping[str, object], state: _State, settings: TrainSettings) -> None:
+    figures = {"identity": identity, "skipped": state.skipped, "metrics": json_figures(state.last)}
+    save_checkpoint(
+        trained.folder,
+        step=state.step,
+        model=trained.model,
+        optimizer=trained.optimizer,
+        state=figures,
+        keep=settings.keep_checkpoints,
     )
 
 
@@ -236,20 +268,6 @@ def checkpoint_activations(model: nn.Module) -> None:
     if enable is None:
         raise RunError(f"{type(model).__name__} cannot checkpoint activations", remedy="set it to false")
     enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _figures(got: Stepped, *, skipped: int, epoch: float, seconds: float) -> dict[str, float]:
-    return {
-        "loss": got.loss,
-        **got.means,
-        "grad_norm": got.norm,
-        "lr": got.lr,
-        "epoch": epoch,
-        "tokens": got.tokens,
-        "tokens_per_s": got.tokens / seconds,
-        "step_s": seconds,
-        "skipped": skipped,
-    }
 
 
 def json_figures(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -87,7 +87,8 @@ class PPOSettings(Config):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept."""
     eval_every: int = Field(0, ge=0)
-    """Iterations between evaluations; 0 evaluates at the end only."""
+    """Iterations between looks at completions of the first 128 held-out prompts, as `eval/...` in
+    metrics.jsonl; 0 leaves them to the evaluation stage."""
     tokens_every: int = Field(5, ge=1)
     """Iterations between rows of ppo_tokens.jsonl."""
     max_skips: int = Field(3, ge=0)

@@ -292,7 +292,13 @@ class PreferenceEvaluation(NamedTuple):
     rejected_per_token_change: float
 
     def metrics(self) -> dict[str, float]:
-        return {"eval/loss": self.loss.value, "eval/accuracy": self.accuracy.value}
+        return {
+            "eval/loss": self.loss.value,
+            "eval/accuracy": self.accuracy.value,
+            "eval/rewards/margins": self.margin.value,
+            "eval/logps/chosen_per_token_change": self.chosen_per_token_change,
+            "eval/logps/rejected_per_token_change": self.rejected_per_token_change,
+        }
 
 
 @torch.no_grad()

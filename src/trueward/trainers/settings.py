@@ -78,7 +78,8 @@ class TrainSettings(Config):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept; older ones are deleted once a newer one is safe."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations; 0 evaluates at the end only."""
+    """Steps between looks at the first 128 held-out items, as `eval/...` in metrics.jsonl; 0 looks only when
+    the stage ends, and then at all of them."""
     log_every: int = Field(1, ge=1)
     """Steps between lines of metrics.jsonl; the last step is always logged."""
     max_skips: int = Field(3, ge=0)

@@ -82,7 +82,7 @@ class SFTEvaluation(NamedTuple):
     num_tokens: int
 
     def metrics(self) -> dict[str, float]:
-        return {"eval/loss": self.loss}
+        return {"eval/loss": self.loss, "eval/mean_token_accuracy": self.mean_token_accuracy}
 
 
 @torch.no_grad()
