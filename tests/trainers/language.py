@@ -28,6 +28,10 @@ def reward_model(seed: int = 0) -> PreTrainedModel:
     return reward_from_causal(policy(seed), tiny_tokenizer(), seed=seed)
 
 
+def adapted_reward_model(seed: int = 0) -> PeftModel:
+    return apply_lora(reward_model(seed), LoraSettings(r=4, alpha=8), seed=seed)
+
+
 def completion(ids: Sequence[int]) -> Completion:
     return Completion(tuple(ids), (True,) * len(ids))
 

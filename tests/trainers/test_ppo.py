@@ -299,8 +299,8 @@ def test_the_value_backbone_is_a_model_of_its_own() -> None:
     assert shared.value_backbone is None
     count = sum(p.numel() for p in shared.policy.parameters())
     assert sum(p.numel() for p in separate.trained().parameters()) == 2 * count + 17
-    assert all(not p.requires_grad for p in (shared.ref or nn.Module()).parameters())
-    assert ppo_models(language.adapted(), settings()).ref is None
+    assert shared.frozen is not None and not any(p.requires_grad for p in shared.frozen.parameters())
+    assert ppo_models(language.adapted(), settings()).frozen is None
 
 
 def test_the_table_of_tokens(tmp_path: Path) -> None:

@@ -81,10 +81,11 @@ def dpo(
 TRAINERS: list[tuple[Callable[..., TrainResult], Callable[[], nn.Module]]] = [
     (sft, language.policy),
     (reward, language.reward_model),
+    (reward, language.adapted_reward_model),
     (dpo, language.policy),
     (dpo, language.adapted),
 ]
-IDS = ["sft", "reward", "dpo", "dpo-lora"]
+IDS = ["sft", "reward", "reward-lora", "dpo", "dpo-lora"]
 
 
 @pytest.mark.parametrize(("trainer", "make"), TRAINERS, ids=IDS)

@@ -6,6 +6,7 @@ from trueward.models.heads import ValueHead, reward_from_causal
 from trueward.models.load import LoadedModel, load_causal, load_reward
 from trueward.models.lora import LoraSettings, apply_lora, check_new_tokens, embeddings_trained
 from trueward.models.packing import Packed, batches_by_tokens, completion_mask, count_tokens, pack, unflatten
+from trueward.models.reward_adapter import SharedReward, attach_reward, save_reward_adapter
 from trueward.models.scoring import (
     TokenScores,
     exact_kl_N,
@@ -21,9 +22,11 @@ __all__ = [
     "LoadedModel",
     "LoraSettings",
     "Packed",
+    "SharedReward",
     "TokenScores",
     "ValueHead",
     "apply_lora",
+    "attach_reward",
     "batches_by_tokens",
     "check_new_tokens",
     "completion_mask",
@@ -41,6 +44,7 @@ __all__ = [
     "reward_from_causal",
     "save_causal",
     "save_reward",
+    "save_reward_adapter",
     "score_completions",
     "sequence_rewards",
     "supports_packing",

@@ -26,10 +26,13 @@ from trueward.models.scoring import sequence_rewards, unwrap
 __all__ = [
     "NUM_PROBES",
     "PROBES_FILE",
+    "PROBES_SCHEMA",
     "model_card",
     "model_hash",
+    "probe_record",
     "probe_scores",
     "save_causal",
+    "save_folder",
     "save_reward",
 ]
 
@@ -82,7 +85,7 @@ def model_card(title: str, *, text: str, metadata: Mapping[str, object]) -> str:
     return f"---\n{header}---\n\n# {title}\n\n{text.strip()}\n"
 
 
-def _save(
+def save_folder(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
@@ -91,6 +94,14 @@ def _save(
     replace: bool,
     extra: Callable[[Path], None] | None = None,
 ) -> str:
+    """Save model or active adapters, tokenizer and card; `extra` adds files before the folder appears.
+
+    Returns:
+        The model hash of the new folder.
+
+    Raises:
+        StorageError: the folder exists and `replace` is off, or the disk refuses.
+    """
     inner = unwrap(model)
     make: Callable[[Path], AbstractContextManager[Path]] = replace_folder if replace else new_folder
     text = (
@@ -98,7 +109,11 @@ def _save(
     )
     with make(folder) as staging:
         try:
-            (model if isinstance(model, PeftModel) else inner).save_pretrained(str(staging))
+            if isinstance(model, PeftModel):
+                # A backbone may carry the adapters of other roles.
+                model.save_pretrained(str(staging), selected_adapters=model.active_adapters)
+            else:
+                inner.save_pretrained(str(staging))
         except SafetensorError as error:
             raise StorageError(
                 f"cannot write {folder}: {error}",
@@ -126,7 +141,7 @@ def save_causal(
     Raises:
         StorageError: the folder exists, or the disk refuses.
     """
-    return _save(model, tokenizer, folder, card=card, replace=replace)
+    return save_folder(model, tokenizer, folder, card=card, replace=replace)
 
 
 @torch.no_grad()
@@ -157,6 +172,7 @@ def save_reward(
     """Save a reward model with the scores of eight probe texts, which `load_reward` computes again.
 
     Args:
+        model: sequence classifier of one label; adapters merged.
         probes: eight rendered texts; None takes eight short talks through the tokenizer's chat template.
         card: as for `save_causal`.
 
@@ -164,8 +180,33 @@ def save_reward(
         The model hash of the new folder.
 
     Raises:
-        ModelError: not eight texts, a text of fewer than two tokens, or pad and end token are one.
+        ModelError: adapters that are not merged, or what `probe_record` refuses.
         StorageError: the folder exists, or the disk refuses.
+    """
+    if isinstance(model, PeftModel):
+        raise ModelError(
+            "a reward model is saved as a whole",
+            value="a model with adapters",
+            remedy="save the adapters with `save_reward_adapter`, then merge them: model.merge_and_unload()",
+        )
+    record = probe_record(model, tokenizer, probes)
+    return save_folder(
+        model,
+        tokenizer,
+        folder,
+        card=card,
+        replace=replace,
+        extra=lambda at: write_json(at / PROBES_FILE, record),
+    )
+
+
+def probe_record(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: Sequence[str] | None = None
+) -> dict[str, object]:
+    """The content of a probes file: texts, their ids and the scores that the model gives them.
+
+    Raises:
+        ModelError: not eight texts, a text of fewer than two tokens, or pad and end token are one.
     """
     check_pad(tokenizer)
     if probes is None:
@@ -179,22 +220,13 @@ def save_reward(
         raise ModelError(
             "a probe text needs at least two tokens", value=min(zip(map(len, rows), probes, strict=True))
         )
-    scores = probe_scores(model, rows)
-    record = {
+    return {
         "schema": PROBES_SCHEMA,
         "probes": [
             {"text": text, "ids": ids, "score": score}
-            for text, ids, score in zip(probes, rows, scores, strict=True)
+            for text, ids, score in zip(probes, rows, probe_scores(model, rows), strict=True)
         ],
     }
-    return _save(
-        model,
-        tokenizer,
-        folder,
-        card=card,
-        replace=replace,
-        extra=lambda at: write_json(at / PROBES_FILE, record),
-    )
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> str:

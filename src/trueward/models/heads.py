@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from trueward.core.errors import ModelError
 from trueward.models.scoring import unwrap
 
-__all__ = ["ValueHead", "check_pad", "reward_from_causal"]
+__all__ = ["ValueHead", "check_pad", "reward_from_causal", "reward_over"]
 
 _HEAD_SCALE = 0.1
 
@@ -40,6 +40,25 @@ def check_pad(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(pad)
 
 
+def _classifier(causal: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """transformers' sequence classifier of one label for the architecture, weights as it makes them."""
+    config = copy.deepcopy(causal.config)
+    config.num_labels = 1
+    config.problem_type = "regression"
+    config.pad_token_id = check_pad(tokenizer)
+    try:
+        # The classes of transformers that pick an architecture have no types.
+        made: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=causal.dtype
+        )
+    except ValueError as error:
+        raise ModelError(
+            f"transformers has no sequence classifier for {config.model_type}",
+            remedy="choose another base model for the reward",
+        ) from error
+    return made
+
+
 def reward_from_causal(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
     """A reward model: a copy of a causal model's backbone under a fresh head of one label.
 
@@ -56,23 +75,11 @@ def reward_from_causal(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, 
     causal = unwrap(model)
     if causal is not model:
         raise ModelError(
-            "a reward model is built on full weights", remedy="merge the adapters into the model first"
+            "a reward model is built on a model without adapters",
+            remedy="merge them into the model first; adapters of the reward model go on it afterwards",
         )
-    config = copy.deepcopy(causal.config)
-    config.num_labels = 1
-    config.problem_type = "regression"
-    config.pad_token_id = check_pad(tokenizer)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # The classes of transformers that pick an architecture have no types.
-            reward: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=causal.dtype
-            )
-    except ValueError as error:
-        raise ModelError(
-            f"transformers has no sequence classifier for {config.model_type}",
-            remedy="choose another base model for the reward",
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        reward = _classifier(causal, tokenizer)
     reward.base_model.load_state_dict(causal.base_model.state_dict())
     generator = torch.Generator().manual_seed(seed)
     weight_1D = reward.get_parameter("score.weight")
@@ -81,6 +88,33 @@ def reward_from_causal(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, 
         weight_1D.copy_(drawn_1D)
     nn.Module.to(reward, causal.device)
     reward.train(False)
+    return reward
+
+
+def reward_over(model: nn.Module, tokenizer: PreTrainedTokenizerBase, weight_1D: Tensor) -> PreTrainedModel:
+    """A reward model whose backbone *is* that of a causal model: the same modules, with their adapters.
+
+    Args:
+        model: causal language model, PEFT-wrapped or not.
+        weight_1D: the score head; it is kept in float32.
+
+    Raises:
+        ModelError: as `reward_from_causal`, or a head of another width.
+    """
+    causal = unwrap(model)
+    with torch.device("meta"):
+        reward = _classifier(causal, tokenizer)
+    expected = tuple(reward.get_parameter("score.weight").shape)
+    if tuple(weight_1D.shape) != expected:
+        raise ModelError(
+            "the score head has another shape than the model's hidden states",
+            value=tuple(weight_1D.shape),
+            expected=str(expected),
+        )
+    setattr(reward, reward.base_model_prefix, causal.base_model)
+    held_1D = weight_1D.to(device=causal.device, dtype=torch.float32, copy=True)
+    reward.get_submodule("score").weight = nn.Parameter(held_1D, requires_grad=False)
+    reward.train(causal.training)
     return reward
 
 

@@ -33,7 +33,7 @@ from trueward.models.checkpoint import NUM_PROBES, PROBES_FILE, PROBES_SCHEMA, m
 from trueward.models.heads import check_pad
 from trueward.models.lora import LoraSettings, apply_lora, check_new_tokens
 
-__all__ = ["DTYPES", "LoadedModel", "load_causal", "load_reward"]
+__all__ = ["DTYPES", "LoadedModel", "load_causal", "load_reward", "verify_probes"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -282,7 +282,7 @@ def load_reward(
     nn.Module.to(model, device)
     model.train(False)
     if require_probes or (folder / PROBES_FILE).is_file():
-        _verify_probes(folder, model, tokenizer)
+        verify_probes(folder, model, tokenizer)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -292,7 +292,12 @@ def load_reward(
     )
 
 
-def _verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compute the probe scores of a saved reward model again.
+
+    Raises:
+        ModelError: no readable probes, other ids of their texts, or other scores.
+    """
     file = folder / PROBES_FILE
     try:
         record = read_json(file)

@@ -1,4 +1,8 @@
-"""Low-rank adapters (Hu et al. 2021) through PEFT: settings, applying them, and what they leave untrained."""
+"""Low-rank adapters (Hu et al. 2021) through PEFT: settings, applying and switching them, and what they leave
+untrained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,7 +15,7 @@ from trueward.core.config import Config
 from trueward.core.errors import ModelError
 from trueward.models.scoring import unwrap
 
-__all__ = ["LoraSettings", "apply_lora", "check_new_tokens", "embeddings_trained"]
+__all__ = ["LoraSettings", "adapter_on", "apply_lora", "check_new_tokens", "embeddings_trained"]
 
 
 class LoraSettings(Config):
@@ -64,6 +68,21 @@ def apply_lora(model: PreTrainedModel, settings: LoraSettings, *, seed: int) -> 
             remedy="set target_modules to names of its linear layers, or to all-linear",
         ) from error
     return wrapped
+
+
+@contextmanager
+def adapter_on(model: PeftModel, name: str) -> Iterator[None]:
+    """Compute with another set of adapters of the same backbone, frozen; afterwards with the one before.
+
+    Args:
+        name: adapters that the model has.
+    """
+    before = model.active_adapter
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before, inference_mode=model.peft_config[before].inference_mode)
 
 
 def embeddings_trained(model: nn.Module) -> bool:

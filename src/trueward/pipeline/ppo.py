@@ -1,11 +1,14 @@
 """The PPO stage: the SFT model against the reward model under a KL budget, beside a run without one."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.records import Prompt
+from trueward.models.checkpoint import model_hash
 from trueward.models.load import LoadedModel
+from trueward.models.reward_adapter import attach_reward
 from trueward.pipeline.datasets import pairs, test_prompts, train_prompts
 from trueward.pipeline.held_out import rollout_looks
 from trueward.pipeline.sampling import prompt_ids, text_of
@@ -14,7 +17,7 @@ from trueward.pipeline.workspace import Workspace
 from trueward.rollouts.engine import Rollout
 from trueward.rollouts.local import LocalEngine
 from trueward.testbed import gold_reward, task_of
-from trueward.trainers.experience import RewardFunction, ppo_models
+from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models
 from trueward.trainers.loop import Evaluate
 from trueward.trainers.ppo import PPOHooks, train_ppo
 from trueward.trainers.ppo_settings import PPOSettings
@@ -51,6 +54,20 @@ def _prompts(
     return [prompts[index] for index in kept], groups
 
 
+def _roles(
+    workspace: Workspace, policy: LoadedModel, settings: PPOSettings
+) -> tuple[PPOModels, RewardFunction]:
+    """Policy, value and reference, and the reward: a model of its own, or adapters on one backbone with the
+    others."""
+    adapter, longest = workspace.out / "reward" / "adapter", settings.max_tokens_per_forward
+    if not (workspace.recipe.ppo.one_backbone and adapter.is_dir()):
+        scorer = workspace.load_reward().model
+        return ppo_models(policy.model, settings), reward_function(scorer, max_tokens_per_forward=longest)
+    shared = attach_reward(adapter, policy)
+    models = ppo_models(policy.model, settings, backbone=shared.backbone)
+    return models, reward_function(shared.model, max_tokens_per_forward=longest, scope=shared.active)
+
+
 def _looks(
     workspace: Workspace, policy: LoadedModel, settings: PPOSettings, reward: RewardFunction
 ) -> Evaluate | None:
@@ -67,10 +84,11 @@ def _looks(
 
 def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     recipe = workspace.recipe
-    policy, scorer, data = workspace.load_to_train("sft"), workspace.load_reward(), pairs(workspace)
+    policy, data = workspace.load_to_train("sft"), pairs(workspace)
+    scorer_hash = model_hash(Path(workspace.model_path("reward")))
     parents = {
         "model": policy.hash,
-        "reward_model": scorer.hash,
+        "reward_model": scorer_hash,
         "data": data.hash,
         "charter": workspace.charter.hash,
         "template": policy.template_hash,
@@ -85,8 +103,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         return
     prompts, groups = _prompts(workspace, policy, settings)
     settings = settings_of(workspace, stage, settings)
-    models = ppo_models(policy.model, settings)
-    scores = reward_function(scorer.model, max_tokens_per_forward=settings.max_tokens_per_forward)
+    models, scores = _roles(workspace, policy, settings)
     gold = _gold(policy, prompts) if recipe.data.source == "testbed" else None
     looks = _looks(workspace, policy, settings, scores)
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
@@ -103,7 +120,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     if result.stopped:
         workspace.say(f"{stage}: {result.stopped}")
     workspace.check_finished(begun.folder, result)
-    text = f"PPO against reward model {short(scorer.hash)}, {result.step} iterations."
+    text = f"PPO against reward model {short(scorer_hash)}, {result.step} iterations."
     _, digest = save_policy(policy, begun, card(workspace, stage, policy, text=text, made_from=parents))
     workspace.finish(
         begun.folder,
@@ -117,6 +134,7 @@ def _model_config(workspace: Workspace) -> dict[str, object]:
     section = workspace.recipe.model.model_dump(mode="json")
     return {
         "lora": section["lora"],
+        "one_backbone": workspace.recipe.ppo.one_backbone,
         "dtype": section["dtype"],
         "max_tokens": workspace.recipe.data.max_tokens,
     }

@@ -40,7 +40,7 @@ class ModelSection(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights. Trained weights are float32 whatever this says of frozen ones."""
     lora: LoraSettings | None = None
-    """Train adapters in place of all weights (SFT, DPO and PPO; reward models are trained in full)."""
+    """Train adapters in place of all weights (SFT, DPO and PPO; the reward model has `reward.lora`)."""
 
 
 class DataSection(Config):
@@ -88,6 +88,8 @@ class RewardSection(Config):
 
     train: TrainSettings = TrainSettings()
     objective: RewardSettings = RewardSettings()
+    lora: LoraSettings | None = None
+    """Train adapters and a score head on the frozen SFT model; null trains all weights."""
 
 
 class DPOSection(Config):
@@ -110,6 +112,9 @@ class PPOSection(Config):
     """PPO with a KL budget, and beside it a run without one."""
 
     train: PPOSettings = PPOSettings()
+    one_backbone: bool = True
+    """Where the reward model is adapters (`reward.lora`): reward and reference on one frozen SFT model, which
+    is the policy's own under `model.lora`. False loads the merged reward model; scores agree to rounding."""
     unbounded: UnboundedSection | None = None
     """A second run without KL penalty or budget, which shows over-optimisation; null leaves it out."""
 

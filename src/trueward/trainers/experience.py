@@ -8,9 +8,11 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
@@ -37,6 +39,7 @@ __all__ = [
     "Experience",
     "PPOModels",
     "RewardFunction",
+    "Role",
     "policy_and_values",
     "ppo_models",
     "score_rollouts",
@@ -47,18 +50,24 @@ RewardFunction = Callable[[Sequence[TokenGroup], Sequence[Rollout]], Sequence[fl
 """Scores of rollouts, in their order; `prompts[rollout.prompt]` has the ids and the id of the prompt."""
 
 
+Role = Callable[[], AbstractContextManager[nn.Module]]
+"""A model as one of its roles, for as long as the context lasts: adapters are switched in it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PPOModels:
-    """The roles of PPO.
+    """The roles of PPO; the reward, which need not be a model, is a function of its own.
 
     value_backbone: trunk of the value head; None is the policy's own.
-    ref: frozen reference; None is the policy with its adapters off.
+    ref: the reference, which nothing trains.
+    frozen: the model that holds the reference; None is the policy with its adapters off.
     """
 
     policy: nn.Module
     value_head: nn.Module
     value_backbone: nn.Module | None
-    ref: nn.Module | None
+    ref: Role
+    frozen: nn.Module | None
 
     def trained(self) -> nn.ModuleDict:
         """Everything that the optimizer moves, as one module."""
@@ -73,26 +82,45 @@ def ppo_models(
     settings: PPOSettings,
     *,
     ref: nn.Module | None = None,
+    backbone: PeftModel | None = None,
     value_backbone: nn.Module | None = None,
 ) -> PPOModels:
     """Build the roles around a policy as it is before the first iteration (also when resuming).
 
     Args:
         ref: the reference; None takes the policy itself: its adapters off, or a frozen copy.
+        backbone: in place of `ref`, a model that is the reference while its adapters are off (see
+            `models.attach_reward`, whose adapters they are).
         value_backbone: for `separate`: a causal model or reward model to start from; None copies the policy.
+
+    Raises:
+        ValueError: both a reference and a backbone.
     """
-    adapted = hasattr(policy, "disable_adapter")
-    if ref is None and not adapted:
-        ref = copy.deepcopy(policy)
-    if ref is not None:
-        ref.requires_grad_(False).eval()
+    if ref is not None and backbone is not None:
+        raise ValueError("ref and backbone exclude each other: both hold the reference")
+    if ref is None and backbone is None:
+        if isinstance(policy, PeftModel):
+            backbone = policy
+        else:
+            ref = copy.deepcopy(policy)
     if settings.value_backbone == "shared":
         trunk = None
     else:
         trunk = copy.deepcopy(policy) if value_backbone is None else value_backbone
     width = unwrap(policy if trunk is None else trunk).config.get_text_config().hidden_size
     head = ValueHead(width).to(device_of(policy))
-    return PPOModels(policy=policy, value_head=head, value_backbone=trunk, ref=ref)
+    role, frozen = _reference_role(policy, ref, backbone)
+    return PPOModels(policy=policy, value_head=head, value_backbone=trunk, ref=role, frozen=frozen)
+
+
+def _reference_role(
+    policy: nn.Module, ref: nn.Module | None, backbone: PeftModel | None
+) -> tuple[Role, nn.Module | None]:
+    if backbone is None:
+        assert ref is not None, "one of them holds the reference"
+        frozen = ref.requires_grad_(False).eval()
+        return lambda: nullcontext(frozen), frozen
+    return partial(reference, backbone), None if backbone is policy else backbone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +185,8 @@ def score_rollouts(
             scores, values_N = policy_and_values(
                 models, packed, temperature=settings.temperature, entropy=True
             )
-            ref_logps_N = _reference_logps(models, packed, settings.temperature)
+            with models.ref() as ref:
+                ref_logps_N = score_completions(ref, packed, temperature=settings.temperature).logps_N
         assert scores.entropy_N is not None, "entropy was asked for"
         columns = (scores.logps_N, ref_logps_N, values_N, scores.entropy_N)
         parts.append(_Part(completion_mask(packed), *(unflatten(column_N, packed) for column_N in columns)))
@@ -177,14 +206,6 @@ def score_rollouts(
             remedy="both must hold the same weights, temperature and precision; bfloat16 needs a wider bound",
         )
     return Experience(groups=tuple(groups), rollouts=tuple(rollouts), sampler_gap=gap, **joined._asdict())
-
-
-def _reference_logps(models: PPOModels, packed: Packed, temperature: float) -> Tensor:
-    scope: AbstractContextManager[nn.Module] = (
-        reference(models.policy) if models.ref is None else nullcontext(models.ref)
-    )
-    with scope as ref:
-        return score_completions(ref, packed, temperature=temperature).logps_N
 
 
 def scores_of(

@@ -39,7 +39,7 @@ from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.ppo_tokens import Decode, token_row
 from trueward.trainers.ppo_update import PPOObjective, update_policy
 from trueward.trainers.sampling import Sampler
-from trueward.trainers.signals import stop_on_signal
+from trueward.trainers.signals import StopRequest, stop_on_signal
 from trueward.trainers.state import assign, fingerprint, load_tensors, restore, save_checkpoint, trim_rows
 from trueward.trainers.step import Trained
 
@@ -80,6 +80,19 @@ class _State:
     resumed_from: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """What an iteration needs; only weights and `state` change."""
+
+    models: PPOModels
+    environment: Environment
+    settings: PPOSettings
+    hooks: PPOHooks
+    trained: Trained
+    identity: Mapping[str, object]
+    state: _State
+
+
 def train_ppo(
     models: PPOModels,
     prompts: Sequence[TokenGroup],
@@ -106,56 +119,78 @@ def train_ppo(
 
     Raises:
         DataError: no prompts.
-        RunError: sampler and trainer disagree, scores are not finite, too many steps are not finite, or a
-            checkpoint of another run.
-        StorageError: a checkpoint could not be written; earlier ones are untouched.
+        RunError: sampler and trainer disagree, scores or steps are not finite, a checkpoint of another run.
+        StorageError: a checkpoint could not be written.
     """
     if not prompts:
         raise DataError("ppo: there are no prompts", remedy="check the filters and the split")
     started_s, hooks = time.monotonic(), hooks or PPOHooks()
-    environment = Environment(engine, reward, hooks.gold)
-    parts = models.trained()
-    without_dropout(parts)
-    if settings.activation_checkpointing:
-        checkpoint_activations(models.policy)
-    optimizer = build_optimizer(parts, settings)
-    trained = Trained(model=parts, optimizer=optimizer, parameters=trainable(parts), folder=folder)
+    trained = _trained(models, settings, folder)
     identity = _identity(models, prompts, settings)
-    state = _begin(trained, identity, settings, resume=resume)
-    sampler = _sampler(len(prompts), settings)
-    done, stopped = False, ""
+    run = _Run(
+        models=models,
+        environment=Environment(engine, reward, hooks.gold),
+        settings=settings,
+        hooks=hooks,
+        trained=trained,
+        identity=identity,
+        state=_begin(trained, identity, settings, resume=resume),
+    )
     with stop_on_signal() as stop, MetricsLog(folder, settings.track) as log:
-        while not stop:
-            at_end = state.iteration == settings.iterations
-            if done := at_end and settings.kl_budget is None:
-                break
-            batch = [prompts[i] for i in sampler.batch(state.iteration)]
-            drawn = draw(models, batch, environment, settings, iteration=state.iteration)
-            if stop:
-                break
-            stopped = _check_budget(drawn, trained, identity, state, settings)
-            if done := bool(stopped) or at_end:
-                break
-            learning = advantages_of(drawn, settings, kl_coef=state.kl_coef)
-            _show_tokens(drawn, learning, state, settings, folder=folder, decode=hooks.decode)
-            updated = _update(models, trained, drawn, learning, state, settings)
-            state.last = {**drawn.figures, **updated, "epoch": sampler.epoch(state.iteration + 1)}
-            state.kl_coef = adapted_kl_coef(state.kl_coef, drawn.figures["objective/kl"], settings)
-            state.iteration += 1
-            _watch(hooks, models, state, settings)
-            log.log(state.last, step=state.iteration)
-            if state.iteration % settings.save_every == 0:
-                _save(trained, identity, state, settings)
-        _save(trained, identity, state, settings)
+        ended = _iterate(run, prompts, stop, log)
+        _save(run)
+    state = run.state
     return TrainResult(
         step=state.iteration,
         metrics_last=state.last,
-        interrupted=not done,
+        interrupted=ended is None,
         skipped=state.skipped,
         seconds=time.monotonic() - started_s,
         resumed_from=state.resumed_from,
         warnings=tuple(diagnose(list(read_jsonl(folder / "metrics.jsonl")), settings)),
-        stopped=stopped,
+        stopped=ended or "",
+    )
+
+
+def _iterate(run: _Run, prompts: Sequence[TokenGroup], stop: StopRequest, log: MetricsLog) -> str | None:
+    """The algorithm, from the present iteration on.
+
+    Returns:
+        Why it ended before its last iteration, nothing if it did not; None where a signal ended it.
+    """
+    settings, state = run.settings, run.state
+    sampler = _sampler(len(prompts), settings)
+    while not stop:
+        at_end = state.iteration == settings.iterations
+        if at_end and settings.kl_budget is None:
+            return ""
+        batch = [prompts[i] for i in sampler.batch(state.iteration)]
+        drawn = draw(run.models, batch, run.environment, settings, iteration=state.iteration)
+        if stop:
+            break
+        stopped = _check_budget(run, drawn)
+        if stopped or at_end:
+            return stopped
+        learning = advantages_of(drawn, settings, kl_coef=state.kl_coef)
+        _show_tokens(run, drawn, learning)
+        updated = _update(run, drawn, learning)
+        state.last = {**drawn.figures, **updated, "epoch": sampler.epoch(state.iteration + 1)}
+        state.kl_coef = adapted_kl_coef(state.kl_coef, drawn.figures["objective/kl"], settings)
+        state.iteration += 1
+        _watch(run)
+        log.log(state.last, step=state.iteration)
+        if state.iteration % settings.save_every == 0:
+            _save(run)
+    return None
+
+
+def _trained(models: PPOModels, settings: PPOSettings, folder: Path) -> Trained:
+    parts = models.trained()
+    without_dropout(parts)
+    if settings.activation_checkpointing:
+        checkpoint_activations(models.policy)
+    return Trained(
+        model=parts, optimizer=build_optimizer(parts, settings), parameters=trainable(parts), folder=folder
     )
 
 
@@ -181,7 +216,7 @@ def _identity(models: PPOModels, prompts: Sequence[TokenGroup], settings: PPOSet
         "objective": "ppo",
         "data": groups_hash(prompts),
         "frozen weights": fingerprint(models.trained(), frozen_only=True),
-        "reference weights": None if models.ref is None else fingerprint(models.ref),
+        "reference weights": None if models.frozen is None else fingerprint(models.frozen),
         **{k: v for k, v in settings.model_dump(mode="json").items() if k not in FREE_SETTINGS},
     }
 
@@ -205,42 +240,41 @@ def _begin(
     )
 
 
-def _save(trained: Trained, identity: Mapping[str, object], state: _State, settings: PPOSettings) -> None:
+def _save(run: _Run) -> None:
+    state = run.state
     figures = {"skipped": state.skipped, "kl_coef": state.kl_coef, "metrics": json_figures(state.last)}
     save_checkpoint(
-        trained.folder,
+        run.trained.folder,
         step=state.iteration,
-        model=trained.model,
-        optimizer=trained.optimizer,
-        state={"identity": identity, **figures},
-        keep=settings.keep_checkpoints,
+        model=run.trained.model,
+        optimizer=run.trained.optimizer,
+        state={"identity": run.identity, **figures},
+        keep=run.settings.keep_checkpoints,
         sections={"safe": state.safe} if state.safe else None,
     )
 
 
-def _check_budget(
-    drawn: Drawn, trained: Trained, identity: Mapping[str, object], state: _State, settings: PPOSettings
-) -> str:
+def _check_budget(run: _Run, drawn: Drawn) -> str:
     """Remember a policy within the budget; put the last such one back when the present one is not.
 
     Returns:
         Why the run ends, or nothing.
     """
-    budget = settings.kl_budget
+    budget, state, parameters = run.settings.kl_budget, run.state, run.trained.parameters
     if budget is None:
         return ""
     if drawn.kl_k3 <= budget:
-        state.safe = {name: p.detach().clone() for name, p in trained.parameters.items()}
+        state.safe = {name: p.detach().clone() for name, p in parameters.items()}
         return ""
     # The checkpoint holds the weights before they are put back: resuming measures again and comes to the same
     # end.
-    _save(trained, identity, state, settings)
+    _save(run)
     over = (
         f"KL to the reference is {drawn.kl_k3:.2f} nats after {state.iteration} iterations, budget {budget:g}"
     )
     if not state.safe:
         return f"{over}; it was so from the start, nothing was trained"
-    assign(trained.parameters, state.safe, source=trained.folder)
+    assign(parameters, state.safe, source=run.trained.folder)
     return f"{over}; the last policy measured within the budget was put back"
 
 
@@ -262,16 +296,8 @@ def adapted_kl_coef(kl_coef: float, kl: float, settings: PPOSettings) -> float:
     return kl_coef * (1.0 + error * num_completions / settings.kl_horizon)
 
 
-def _show_tokens(
-    drawn: Drawn,
-    learning: Learning,
-    state: _State,
-    settings: PPOSettings,
-    *,
-    folder: Path,
-    decode: Decode | None,
-) -> None:
-    if state.iteration % settings.tokens_every:
+def _show_tokens(run: _Run, drawn: Drawn, learning: Learning) -> None:
+    if run.state.iteration % run.settings.tokens_every:
         return
     tables = {
         "reward": learning.rewards_BT,
@@ -279,21 +305,15 @@ def _show_tokens(
         "value": drawn.experience.old_values_BT,
         "advantage": learning.targets.advantages_BT,
     }
-    score = float(drawn.scores_B[0])
-    row = token_row(drawn.experience, tables, step=state.iteration + 1, score=score, decode=decode)
-    append_jsonl(folder / "ppo_tokens.jsonl", row)
+    step, score = run.state.iteration + 1, float(drawn.scores_B[0])
+    row = token_row(drawn.experience, tables, step=step, score=score, decode=run.hooks.decode)
+    append_jsonl(run.trained.folder / "ppo_tokens.jsonl", row)
 
 
-def _update(
-    models: PPOModels,
-    trained: Trained,
-    drawn: Drawn,
-    learning: Learning,
-    state: _State,
-    settings: PPOSettings,
-) -> dict[str, float]:
+def _update(run: _Run, drawn: Drawn, learning: Learning) -> dict[str, float]:
     start_s = time.monotonic()
-    objective = PPOObjective(models, drawn.experience, learning.targets, settings)
+    settings, state, trained = run.settings, run.state, run.trained
+    objective = PPOObjective(run.models, drawn.experience, learning.targets, settings)
     # Layers compute activations twice in training mode only; dropout is off in both.
     trained.model.train(settings.activation_checkpointing)
     updated = update_policy(trained, objective, settings, iteration=state.iteration, skipped=state.skipped)
@@ -310,10 +330,11 @@ def _update(
     }
 
 
-def _watch(hooks: PPOHooks, models: PPOModels, state: _State, settings: PPOSettings) -> None:
+def _watch(run: _Run) -> None:
+    hooks, settings, state = run.hooks, run.settings, run.state
     due = settings.eval_every > 0 and state.iteration % settings.eval_every == 0
     if hooks.evaluate is not None and (due or state.iteration == settings.iterations):
-        state.last |= hooks.evaluate(models.policy)
+        state.last |= hooks.evaluate(run.models.policy)
     if hooks.bar is not None:
         figures = f"reward {state.last['reward']:.3f}, KL {state.last['objective/kl_k3']:.2f}"
         hooks.bar.update(state.iteration, figures)

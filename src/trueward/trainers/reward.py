@@ -5,6 +5,7 @@ Axes: B pairs, S sequences (chosen and rejected in turn).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,11 +144,18 @@ def train_reward(
 
 
 def reward_function(
-    model: nn.Module, *, max_tokens_per_forward: int, precision: Precision = "float32"
+    model: nn.Module,
+    *,
+    max_tokens_per_forward: int,
+    precision: Precision = "float32",
+    scope: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Callable[[Sequence[TokenGroup], Sequence[Rollout]], list[float]]:
     """A reward model as the reward of reinforcement learning: raw scores, not normalised.
 
     The model must have the tokenizer and chat template of the policy: it reads the very ids that were drawn.
+
+    Args:
+        scope: where the model is the reward model: `SharedReward.active` where its backbone has other roles.
     """
 
     @torch.no_grad()
@@ -156,7 +164,7 @@ def reward_function(
         scores: list[float] = []
         for batch in cut(groups, lambda group: group, max_tokens_per_forward):
             packed = pack(batch, device_of(model))
-            with forward_precision(precision, device_of(model)):
+            with scope(), forward_precision(precision, device_of(model)):
                 hidden_LD = hidden_states(model, packed)
             scores.extend(sequence_rewards(model, packed, hidden_LD=hidden_LD.float()).tolist())
         return scores
