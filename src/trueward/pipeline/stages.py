@@ -7,12 +7,17 @@ PPO has a module of its own.
 from collections.abc import Sequence
 from typing import Any
 
+from peft import PeftModel
+from transformers import PreTrainedModel
+
 from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup
 from trueward.data.records import Comparison
 from trueward.models.checkpoint import save_reward
 from trueward.models.heads import reward_from_causal
 from trueward.models.load import LoadedModel
+from trueward.models.lora import apply_lora
+from trueward.models.reward_adapter import save_reward_adapter
 from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
 from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
 from trueward.pipeline.training import card, check, save_policy, settings_of, tokenised, training_figures
@@ -99,8 +104,32 @@ def reward_pairs(groups: Sequence[TokenGroup], records: Sequence[Comparison]) ->
     return [RewardPair(group, by_id[group.id].margin, by_id[group.id].soft_label) for group in groups]
 
 
+def _reward_model(workspace: Workspace, parent: LoadedModel) -> PreTrainedModel | PeftModel:
+    """A reward model before training: a fresh head on the parent's backbone, adapters where asked for."""
+    model = reward_from_causal(parent.model, parent.tokenizer, seed=workspace.seed("reward", "head"))
+    lora = workspace.recipe.reward.lora
+    return model if lora is None else apply_lora(model, lora, seed=workspace.seed("reward", "lora"))
+
+
+def _save_reward(
+    model: PreTrainedModel | PeftModel, parent: LoadedModel, begun: Begun, text: str
+) -> tuple[PreTrainedModel, str]:
+    """Save a reward model as a whole, and its adapters beside it where it has some.
+
+    Returns:
+        The model as it was saved, and its hash.
+    """
+    tokenizer, again = parent.tokenizer, begun.resume
+    if isinstance(model, PeftModel):
+        at = begun.folder.path / "adapter"
+        save_reward_adapter(model, tokenizer, at, base_hash=parent.hash, card=text, replace=again)
+        model = model.merge_and_unload()
+    assert isinstance(model, PreTrainedModel), "a merged model is the classifier's class again"
+    return model, save_reward(model, tokenizer, begun.folder.model, card=text, replace=again)
+
+
 def reward(workspace: Workspace) -> None:
-    """A reward model on the SFT model's backbone, from comparisons; always trained in full."""
+    """A reward model on the SFT model's backbone, from comparisons."""
     recipe = workspace.recipe
     parent = workspace.load_to_train("sft", adapters=False)
     data = pairs(workspace)
@@ -112,7 +141,7 @@ def reward(workspace: Workspace) -> None:
     test_groups, test_dropped = tokenised(parent, data.test, max_tokens=recipe.data.max_tokens)
     counts = check(workspace, parent, groups, dropped)
     check(workspace, parent, test_groups, test_dropped, quiet=True)
-    model = reward_from_causal(parent.model, parent.tokenizer, seed=workspace.seed("reward", "head"))
+    model = _reward_model(workspace, parent)
     settings = settings_of(workspace, "reward", recipe.reward.train)
     held_pairs = reward_pairs(test_groups, data.test)
     with workspace.bar("reward model", num_steps(settings, len(groups))) as bar:
@@ -129,8 +158,8 @@ def reward(workspace: Workspace) -> None:
     workspace.check_finished(begun.folder, result)
     text = f"A reward model from {len(groups):,} comparisons (data set {data.name}, {short(data.hash)})."
     readme = card(workspace, "reward", parent, text=text, made_from=parents)
-    digest = save_reward(model, parent.tokenizer, begun.folder.model, card=readme, replace=begun.resume)
-    held = judge_pairs(model, held_pairs, max_tokens_per_forward=settings.max_tokens_per_forward)
+    saved, digest = _save_reward(model, parent, begun, readme)
+    held = judge_pairs(saved, held_pairs, max_tokens_per_forward=settings.max_tokens_per_forward)
     workspace.say(f"reward model: held-out accuracy {held.accuracy.shown()} over {held.accuracy.n} pairs")
     workspace.finish(
         begun.folder,
