@@ -36,10 +36,10 @@ def random_groups(
 MIXED = [(5, (4,)), (1, (3, 6)), (17, (9, 2, 12)), (3, (1,)), (11, (7, 7)), (2, (25, 1, 1, 3))]
 
 
-def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights under transformers' own eager attention."""
+def plain_copy(model: PreTrainedModel, attention: str = "eager") -> PreTrainedModel:
+    """The same weights under transformers' own attention (its eager one has a softmax in float32)."""
     other = copy.deepcopy(model)
-    other.set_attn_implementation("eager")
+    other.set_attn_implementation(attention)
     return other
 
 
@@ -66,7 +66,11 @@ def plain_logps(
     """Log-probs of the completion tokens of every sequence, by a padded forward."""
     rows = plain_rows(groups)
     ids, mask = padded([row for row, _ in rows])
-    logps = torch.log_softmax(model(input_ids=ids, attention_mask=mask).logits.float() / temperature, dim=-1)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    # Float32, or float64 where the model is.
+    logps = torch.log_softmax(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1
+    )
     return [
         logps[index, torch.arange(start - 1, len(row) - 1), torch.tensor(row[start:])]
         for index, (row, start) in enumerate(rows)

@@ -74,7 +74,7 @@ def test_a_table_needs_one_value_a_token() -> None:
 )
 def test_every_token_has_one_home(shapes: list[tuple[int, list[int]]]) -> None:
     packed = pack(random_groups(0, shapes))
-    plan = packed.plan
+    plan = build_plan(packed.segments, num_tokens=packed.num_tokens, device="cpu")
     everyone = list(range(packed.num_tokens))
     assert plan.query_tokens[plan.query_home].tolist() == everyone
     assert plan.key_tokens[plan.key_home].tolist() == everyone

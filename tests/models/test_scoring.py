@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention as torch_flex
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -19,11 +20,12 @@ from transformers import (
 from tests.models.rows import MIXED, padded, plain_copy, plain_logps, plain_rows, random_groups
 from trueward.core.errors import ModelError
 from trueward.data.chat import TokenGroup
-from trueward.models import scoring
+from trueward.models import flex, scoring
 from trueward.models.heads import ValueHead, reward_from_causal
 from trueward.models.packing import pack, unflatten
 from trueward.models.scoring import (
     exact_kl_N,
+    fallbacks,
     hidden_states,
     score_completions,
     sequence_rewards,
@@ -39,14 +41,30 @@ LONG = [(40, (60, 33)), (3, (70,)), (64, (2, 2, 50))]
 @pytest.mark.parametrize("shapes", [MIXED, LONG, [(6, (5,))]], ids=["mixed", "long", "single"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_logps_equal_the_padded_forward(kind: Kind, shapes, temperature: float) -> None:
-    model = tiny_model(kind, 3)
+    # The weights are those that transformers itself draws.
+    torch.manual_seed(3)
+    model = type(tiny_model(kind))(tiny_model(kind).config).eval()
     reference = plain_copy(model)
     groups = random_groups(1, shapes)
     assert supports_packing(model)
     with torch.no_grad():
         scores = score_completions(model, pack(groups), temperature=temperature)
         expected = torch.cat(plain_logps(reference, groups, temperature))
-    torch.testing.assert_close(scores.logps_N, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(scores.logps_N, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shapes", [MIXED, LONG, [(6, (5,))]], ids=["mixed", "long", "single"])
+def test_packed_logps_of_a_decided_model_equal_the_padded_forward(kind: Kind, shapes) -> None:
+    # Large weights in float64: nothing of a mistake is hidden by rounding or by a nearly uniform model.
+    model = tiny_model(kind, 3).double()
+    reference = plain_copy(model, "sdpa")
+    groups = random_groups(1, shapes)
+    with torch.no_grad():
+        scores = score_completions(model, pack(groups), temperature=0.7)
+        expected = torch.cat(plain_logps(reference, groups, 0.7))
+    assert scores.logps_N.dtype == torch.float64
+    torch.testing.assert_close(scores.logps_N, expected, atol=1e-10, rtol=0)
     assert expected.std() > 0.3, "a nearly uniform model would hide mistakes"
 
 
@@ -185,11 +203,17 @@ def test_models_that_cannot_be_packed_are_served_and_named(
     supports_packing(model)
     assert ("padded path" in first) == (kind != "cohere")
     assert capsys.readouterr().err == ""
+    assert fallbacks(model) == {}, "nothing was asked of it yet"
     scores = score_completions(model, packed, temperature=0.8, entropy=True)
     expected = torch.cat(plain_logps(other, groups, 0.8))
     torch.testing.assert_close(scores.logps_N, expected, atol=2e-5, rtol=1e-5)
     assert scores.entropy_N is not None
     scores.logps_N.sum().backward()
+    assert list(fallbacks(model).values()) == [1]
+    score_completions(model, packed)
+    assert list(fallbacks(model).values()) == [2]
+    said = first + capsys.readouterr().err
+    assert said.count("padded path") == 1, "once a reason"
 
 
 def test_sequences_beyond_the_positions_are_refused() -> None:
@@ -219,3 +243,57 @@ def test_bfloat16_agrees_to_its_precision() -> None:
         expected = torch.cat(plain_logps(plain_copy(model), groups))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=0.1, rtol=0.02)
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice that is made on a GPU, with flex-attention run densely."""
+    monkeypatch.setattr(scoring, "_ELSEWHERE", ("flex", "buckets"))
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
+    monkeypatch.setattr(flex, "compiled_kernel", lambda: flex.compile_kernel("eager"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize("kind", ["gemma3", "qwen3"])
+def test_flex_attention_serves_where_it_is_chosen(kind: Kind) -> None:
+    model = tiny_model(kind, 3, width=64, scale=2.0)
+    reference = plain_copy(model)
+    packed = pack(random_groups(1, MIXED))
+    got = score_completions(model, packed).logps_N
+    assert set(packed.steps) == {"flex"}
+    torch.testing.assert_close(
+        got, torch.cat(plain_logps(reference, random_groups(1, MIXED))), atol=1e-5, rtol=1e-5
+    )
+    got.sum().backward()
+    assert fallbacks(model) == {}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.usefixtures("like_a_gpu")
+def test_dropout_of_attention_takes_the_buckets_and_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_model("llama", 3, width=64)
+    packed = pack(random_groups(1, MIXED))
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    first = score_completions(model, packed).logps_N
+    model.train()
+    assert not torch.equal(score_completions(model, packed).logps_N, first)
+    score_completions(model, packed)
+    assert fallbacks(model) == {"flex-attention has no dropout of attention weights": 2}
+    assert capsys.readouterr().err.count("bucketed path") == 1
+
+
+def test_a_kernel_that_does_not_run_is_left_and_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # On a CPU flex-attention refuses gradients.
+    monkeypatch.setattr(scoring, "_ELSEWHERE", ("flex", "buckets"))
+    model = tiny_model("llama", 3)
+    expected = torch.cat(plain_logps(plain_copy(model), random_groups(1, MIXED)))
+    got = score_completions(model, pack(random_groups(1, MIXED))).logps_N
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+    ((reason, count),) = fallbacks(model).items()
+    assert "flex-attention does not run here" in reason
+    assert count == 1
+    assert "bucketed path" in capsys.readouterr().err

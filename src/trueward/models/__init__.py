@@ -10,6 +10,7 @@ from trueward.models.reward_adapter import SharedReward, attach_reward, save_rew
 from trueward.models.scoring import (
     TokenScores,
     exact_kl_N,
+    fallbacks,
     hidden_states,
     reference,
     score_completions,
@@ -33,6 +34,7 @@ __all__ = [
     "count_tokens",
     "embeddings_trained",
     "exact_kl_N",
+    "fallbacks",
     "hidden_states",
     "load_causal",
     "load_reward",

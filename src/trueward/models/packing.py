@@ -8,16 +8,19 @@ completion.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from trueward.core.errors import DataError
 from trueward.data.chat import TokenGroup
-from trueward.models.attention import Plan, Segment, build_plan
+from trueward.models.attention import AttentionStep, Segment, build_plan
+from trueward.models.flex import build_flex_plan
 
 __all__ = [
+    "Kernel",
     "Packed",
     "batches_by_tokens",
     "completion_mask",
@@ -28,6 +31,10 @@ __all__ = [
 ]
 
 
+Kernel = Literal["flex", "buckets"]
+"""Two ways to compute the attention of a row: flex-attention, and padded buckets of similar segments."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
     """One packed row. Sequences are ordered group by group, completion by completion; index tensors are
@@ -36,7 +43,8 @@ class Packed:
 
     input_ids_1L: Tensor
     position_ids_1L: Tensor
-    plan: Plan
+    segments: tuple[Segment, ...]
+    """What sees what."""
     labels_N: Tensor
     """Ids of the completion tokens."""
     predict_N: Tensor
@@ -58,6 +66,19 @@ class Packed:
     num_tokens: int
     longest: int
     """Tokens of the longest prompt with its completion."""
+    longest_completion: int
+    """T: tokens of the longest completion."""
+    steps: dict[Kernel, AttentionStep] = field(default_factory=dict, repr=False)
+
+    def attention(self, kernel: Kernel) -> AttentionStep:
+        """The attention of this row, laid out at the first call and the same for every layer and model."""
+        if kernel not in self.steps:
+            size, device = self.num_tokens, self.input_ids_1L.device
+            if kernel == "flex":
+                self.steps[kernel] = build_flex_plan(self.segments, num_tokens=size, device=device)
+            else:
+                self.steps[kernel] = build_plan(self.segments, num_tokens=size, device=device)
+        return self.steps[kernel]
 
 
 def count_tokens(group: TokenGroup) -> int:
@@ -175,25 +196,31 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
         if not group.completions:
             segments.append(Segment(start, prompt, 0, 0))
             last.append(start + prompt - 1)
-    all_ids = torch.tensor(ids, device=device)
-    lengths_S = torch.tensor(lengths, dtype=torch.int64, device=device)
-    position_N = torch.tensor(position, dtype=torch.int64, device=device)
+    # Indices are worked out on the CPU: nothing here waits for the device.
+    all_ids = torch.tensor(ids)
+    lengths_S = torch.tensor(lengths, dtype=torch.int64)
+    position_N = torch.tensor(position, dtype=torch.int64)
+
+    def to_device(values: Tensor) -> Tensor:
+        return values.to(device, non_blocking=True)
+
     return Packed(
-        input_ids_1L=all_ids.unsqueeze(0),
-        position_ids_1L=torch.tensor([positions], device=device),
-        plan=build_plan(segments, num_tokens=len(ids), device=device),
-        labels_N=all_ids[position_N],
-        predict_N=torch.tensor(predict, dtype=torch.int64, device=device),
-        position_N=position_N,
-        trained_N=torch.tensor(trained, dtype=torch.bool, device=device),
-        sequence_N=torch.repeat_interleave(lengths_S),
-        last_S=torch.tensor(last, device=device),
-        lengths_S=lengths_S,
-        prompt_lengths=torch.tensor([len(group.prompt_ids) for group in groups], device=device),
+        input_ids_1L=to_device(all_ids.unsqueeze(0)),
+        position_ids_1L=to_device(torch.tensor([positions])),
+        segments=tuple(segments),
+        labels_N=to_device(all_ids[position_N]),
+        predict_N=to_device(torch.tensor(predict, dtype=torch.int64)),
+        position_N=to_device(position_N),
+        trained_N=to_device(torch.tensor(trained, dtype=torch.bool)),
+        sequence_N=to_device(torch.repeat_interleave(lengths_S)),
+        last_S=to_device(torch.tensor(last)),
+        lengths_S=to_device(lengths_S),
+        prompt_lengths=to_device(torch.tensor([len(group.prompt_ids) for group in groups])),
         groups=tuple(groups),
         num_sequences=len(last),
         num_tokens=len(ids),
         longest=max(positions) + 1,
+        longest_completion=max(lengths, default=0),
     )
 
 
@@ -219,7 +246,7 @@ def unflatten(values_N: Tensor, packed: Packed) -> Tensor:
         raise ValueError(
             f"values_N must have shape {tuple(packed.labels_N.shape)}, got {tuple(values_N.shape)}"
         )
-    shape = (packed.num_sequences, int(packed.lengths_S.max()))
+    shape = (packed.num_sequences, packed.longest_completion)
     return values_N.new_zeros(shape).index_put((packed.sequence_N, _slots_N(packed)), values_N)
 
 

@@ -3,12 +3,13 @@ rewards, values).
 
 Whether a model can take packed rows is not assumed from its name: at first use the packed and the padded
 forward of a small row are compared, and a model whose two results differ is served by the padded path, with
-one printed notice.
+one printed notice. Packed rows go through flex-attention on a GPU and through buckets on a CPU: `_KERNELS`
+is the only place that says so. What leaves the fast path is counted (`fallbacks`).
 Axes: L tokens of the row, N completion tokens, S sequences, D width, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -23,7 +24,7 @@ from trueward.core.errors import ModelError
 from trueward.data.chat import Completion, TokenGroup
 from trueward.models.attention import KEYWORD, NAME, AttentionStep, Unsupported, install, takes_packed_rows
 from trueward.models.head import Head, TokenScores, score_tokens
-from trueward.models.packing import Packed, pack
+from trueward.models.packing import Kernel, Packed, pack
 from trueward.models.plain import plain_hidden, plain_logits
 from trueward.objectives import kl
 from trueward.objectives.logprobs import token_entropy, token_logps
@@ -33,9 +34,11 @@ __all__ = [
     "check_positions",
     "evaluating",
     "exact_kl_N",
+    "fallbacks",
     "head_of",
     "hidden_states",
     "reference",
+    "row_attention",
     "run_backbone",
     "score_completions",
     "sequence_rewards",
@@ -47,13 +50,23 @@ __all__ = [
 _KL_CHUNK_ELEMENTS = 1 << 23
 
 
+# Ways to compute packed rows, fastest first, by type of device.
+_KERNELS: Mapping[str, tuple[Kernel, ...]] = {"cuda": ("flex", "buckets")}
+_ELSEWHERE: tuple[Kernel, ...] = ("buckets",)
+
+
 class _Route(NamedTuple):
-    packed: bool
+    """What a model can take, measured on one type of device: a kernel of packed rows (None: padded rows), and
+    the head on hidden states. `reason` says why it is not the fastest."""
+
+    device: str
+    kernel: Kernel | None
     head: bool
     reason: str
 
 
 _ROUTES: MutableMapping[nn.Module, _Route] = WeakKeyDictionary()
+_FALLBACKS: MutableMapping[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -151,13 +164,36 @@ def _probe_row(num_words: int, device: torch.device) -> Packed:
 
 def _differs(got: Tensor, expected: Tensor) -> bool:
     # Float32 of trained models agrees to 1e-5 of the scale; sixteen bits to a few steps of 2 ** -8.
-    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
+    full = expected.dtype in (torch.float32, torch.float64)
+    tolerance = 1e-3 if full and not torch.is_autocast_enabled(expected.device.type) else 0.1
     scale = max(1.0, float(expected.abs().max()))
     return not bool(((got - expected).abs() <= tolerance * scale).all())
 
 
+def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Tensor) -> str | None:
+    """Why the model cannot compute its packed rows this way; None if it can."""
+    try:
+        # With a gradient: the backward of a compiled kernel is a kernel of its own.
+        with torch.set_grad_enabled(kernel == "flex"):
+            got_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.attention(kernel))
+            if got_LD.requires_grad:
+                first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+                torch.autograd.grad(got_LD.float().sum(), first, allow_unused=True)
+    except Unsupported as error:
+        return str(error)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # A compiler says so when it has no kernel for this card, precision or width of heads.
+        if kernel != "flex":
+            raise
+        return f"flex-attention does not run here ({type(error).__name__}: {str(error).strip()[:200]})"
+    return "its packed forward differs from its padded one" if _differs(got_LD, expected_LD) else None
+
+
 def _find_route(model: PreTrainedModel) -> _Route:
     before = model.config._attn_implementation
+    kernel: Kernel | None = None
     with evaluating(model):
         row = _probe_row(model.config.get_text_config().vocab_size, model.device)
         expected_LD = plain_hidden(_backbone(model), row)
@@ -168,36 +204,64 @@ def _find_route(model: PreTrainedModel) -> _Route:
         reason = takes_packed_rows(model)
         if reason is None:
             install(model)
-            try:
-                got_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.plan)
-                reason = (
-                    "its packed forward differs from its padded one"
-                    if _differs(got_LD, expected_LD)
-                    else None
-                )
-            except Unsupported as error:
-                reason = str(error)
-        if reason is not None and before != model.config._attn_implementation:
+            for kernel in _KERNELS.get(model.device.type, _ELSEWHERE):
+                failed = _trial(model, row, kernel, expected_LD)
+                if failed is None:
+                    break
+                reason, kernel = failed, None
+        if kernel is None and before != model.config._attn_implementation:
             model.set_attn_implementation(before)
-    return _Route(reason is None, head, reason or "")
+    return _Route(model.device.type, kernel, head, reason or "")
 
 
 def _route(model: PreTrainedModel) -> _Route:
     route = _ROUTES.get(model)
-    if route is None:
+    if route is None or route.device != model.device.type:
         route = _ROUTES[model] = _find_route(model)
-        if not route.packed:
-            Console(stderr=True).print(
-                f"{type(model).__name__}: {route.reason}; using the slower padded path", markup=False
-            )
-    if route.packed and model.config._attn_implementation != NAME:
+        if route.reason:
+            _say(model, route.reason, "padded" if route.kernel is None else "bucketed")
+    if route.kernel is not None and model.config._attn_implementation != NAME:
         install(model)
     return route
 
 
+def _say(model: PreTrainedModel, reason: str, path: str) -> None:
+    counts = _FALLBACKS.setdefault(model, {})
+    if reason not in counts:
+        counts[reason] = 0
+        Console(stderr=True).print(
+            f"{type(model).__name__}: {reason}; using the slower {path} path", markup=False
+        )
+
+
+def _count(model: PreTrainedModel, reason: str, path: str) -> None:
+    _say(model, reason, path)
+    _FALLBACKS[model][reason] += 1
+
+
+def fallbacks(model: nn.Module) -> Mapping[str, int]:
+    """Forwards of a model that did not take the fastest path of its device: reason -> how many."""
+    return {reason: count for reason, count in _FALLBACKS.get(unwrap(model), {}).items() if count}
+
+
 def supports_packing(model: nn.Module) -> bool:
     """Whether packed rows give the model's own hidden states; measured once per model on a small row."""
-    return _route(unwrap(model)).packed
+    return _route(unwrap(model)).kernel is not None
+
+
+def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
+    """How a model that supports packing computes the attention of a row on its device.
+
+    Raises:
+        ModelError: the model does not support packing.
+    """
+    inner = unwrap(model)
+    route = _route(inner)
+    if route.kernel is None:
+        raise ModelError(f"{type(inner).__name__} cannot take packed rows", value=route.reason)
+    if route.reason:
+        _count(inner, route.reason, "bucketed")
+    return packed.attention(route.kernel)
 
 
 def hidden_states(model: nn.Module, packed: Packed) -> Tensor:
@@ -214,9 +278,19 @@ def hidden_states(model: nn.Module, packed: Packed) -> Tensor:
     """
     inner = unwrap(model)
     check_positions(inner, packed.longest)
-    if _route(inner).packed:
-        return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, packed.plan)
-    return plain_hidden(_backbone(inner), packed)
+    route = _route(inner)
+    if route.kernel is None:
+        _count(inner, route.reason, "padded")
+        return plain_hidden(_backbone(inner), packed)
+    step = row_attention(inner, packed)
+    try:
+        return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, step)
+    except Unsupported as error:
+        if route.kernel == "buckets":
+            raise
+        # Asked of this call only: dropout of attention weights in training, say.
+        _count(inner, str(error), "bucketed")
+    return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, packed.attention("buckets"))
 
 
 def _check_temperature(temperature: float) -> None:
@@ -251,6 +325,7 @@ def score_completions(
     head = head_of(inner)
     if not _route(inner).head:
         check_positions(inner, packed.longest)
+        _count(inner, "it changes its logits after the head in a way not known here", "padded")
         logits_1NV = plain_logits(inner, packed).float().unsqueeze(0)
         greedy_N = logits_1NV[0].argmax(-1) == packed.labels_N
         scaled_1NV = logits_1NV / temperature

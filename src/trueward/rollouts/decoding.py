@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trueward.models.attention import AttentionStep
 from trueward.models.packing import Packed, pack_prompts
-from trueward.models.scoring import head_of, run_backbone
+from trueward.models.scoring import head_of, row_attention, run_backbone
 
 __all__ = ["Decoder", "PlainDecoder", "SharedDecoder"]
 
@@ -69,8 +70,8 @@ class PlainDecoder:
 class _Prefill:
     """Attention of the prompts, which also keeps their keys and values, one padded block a prompt."""
 
-    def __init__(self, packed: Packed) -> None:
-        self._packed = packed
+    def __init__(self, packed: Packed, attention: AttentionStep) -> None:
+        self._attention = attention
         starts = packed.last_S + 1 - packed.prompt_lengths
         steps = torch.arange(packed.longest, device=starts.device)
         # Padding reads the last token again; it is masked by position.
@@ -94,7 +95,7 @@ class _Prefill:
         # [1, K, L, d] -> [P, K, T, d]
         self.keys.append(key[0].transpose(0, 1)[self._tokens_PT].transpose(1, 2).contiguous())
         self.values.append(value[0].transpose(0, 1)[self._tokens_PT].transpose(1, 2).contiguous())
-        return self._packed.plan.attend(
+        return self._attention.attend(
             module, query, key, value, scaling=scaling, dropout=dropout, window=window
         )
 
@@ -129,7 +130,7 @@ class SharedDecoder:
 
     def start(self) -> Tensor:
         packed = pack_prompts(self._prompts, self._device)
-        prefill = _Prefill(packed)
+        prefill = _Prefill(packed, row_attention(self._model, packed))
         hidden_LD = run_backbone(self._model, packed.input_ids_1L, packed.position_ids_1L, prefill)
         self._keys, self._values, self._layers = prefill.keys, prefill.values, prefill.layers
         return self._head.logits(hidden_LD[packed.last_S])[self._prompt_R]
