@@ -51,13 +51,17 @@ def test_leaving_early_does_not_pass(program: str) -> None:
     assert (verdict.score, verdict.error) == (0.0, None)
 
 
-def test_an_endless_loop_is_wrong_and_a_sleeper_is_an_error() -> None:
-    start_s = time.monotonic()
-    loop, sleeper = judge("while True: pass", "import time; time.sleep(60)", time_s=3.0)
+def test_an_endless_loop_is_wrong() -> None:
+    (loop,) = judge("while True: pass", time_s=60.0)
     assert (loop.score, loop.error) == (0.0, None)
     assert "processor time" in loop.detail
+
+
+def test_a_sleeper_is_an_error_and_is_killed() -> None:
+    start_s = time.monotonic()
+    (sleeper,) = judge("import time; time.sleep(60)", time_s=1.0)
     assert (sleeper.score, sleeper.error) == (None, "timed out")
-    assert time.monotonic() - start_s < 15
+    assert time.monotonic() - start_s < 20
 
 
 def test_a_reference_without_tests_is_an_error() -> None:
@@ -102,7 +106,7 @@ def test_a_program_works_in_a_folder_of_its_own_without_our_environment(
 
 def test_threads_leave_nothing_running() -> None:
     program = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
-    (verdict,) = judge(program + "\ndef add(a, b): return a + b", time_s=2.0)
+    (verdict,) = judge(program + "\ndef add(a, b): return a + b", time_s=1.0)
     assert verdict.score is None or verdict.score == 0.0
 
 

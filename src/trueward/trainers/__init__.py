@@ -1,8 +1,12 @@
-"""Trainers: one loop for what walks over items (pretraining, SFT, reward modelling, DPO), and PPO."""
+"""Trainers: one loop over items (pretraining, SFT, reward modelling, DPO), PPO, and groups (GRPO and its kind)."""
 
 from trueward.trainers.checks import checked
 from trueward.trainers.diagnosis import diagnose
 from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models
+from trueward.trainers.group import train_group
+from trueward.trainers.group_experience import GroupModels, group_models
+from trueward.trainers.group_rollout import GroupReward
+from trueward.trainers.group_settings import GroupSettings
 from trueward.trainers.loop import TrainResult, resume_hint, train
 from trueward.trainers.ppo import PPOHooks, train_ppo
 from trueward.trainers.ppo_settings import PPOSettings
@@ -25,15 +29,20 @@ from trueward.trainers.reward import (
 )
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import SFTEvaluation, evaluate_sft, train_sft
+from trueward.trainers.verified import Question, verified_reward
 
 __all__ = [
     "PREFERENCE_METHODS",
+    "GroupModels",
+    "GroupReward",
+    "GroupSettings",
     "PPOHooks",
     "PPOModels",
     "PPOSettings",
     "PreferenceEvaluation",
     "PreferencePair",
     "PreferenceSettings",
+    "Question",
     "RewardFunction",
     "RewardPair",
     "RewardSettings",
@@ -44,6 +53,7 @@ __all__ = [
     "diagnose",
     "evaluate_preference",
     "evaluate_sft",
+    "group_models",
     "ppo_models",
     "reference_pairs",
     "resume_hint",
@@ -51,8 +61,10 @@ __all__ = [
     "score_pairs",
     "token_table",
     "train",
+    "train_group",
     "train_ppo",
     "train_preference",
     "train_reward",
     "train_sft",
+    "verified_reward",
 ]
