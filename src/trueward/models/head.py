@@ -21,6 +21,8 @@ __all__ = ["Head", "TokenScores", "score_tokens"]
 _CHUNK_ELEMENTS = 1 << 22
 # Below this many logits in all, keeping their softmax is cheaper than computing the logits again.
 _KEPT_ELEMENTS = 1 << 23
+# A GPU needs products of thousands of tokens to be busy; 2 ** 27 float32 are 512 MiB.
+_CHUNK_ELEMENTS_GPU = 1 << 27
 
 
 class TokenScores(NamedTuple):
@@ -52,8 +54,8 @@ class Head(NamedTuple):
         return self.module if plain else None  # type: ignore[return-value]  # narrowed by `plain`
 
 
-def _chunks(num_tokens: int, num_words: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_ELEMENTS // num_words)
+def _chunks(num_tokens: int, num_words: int, device: torch.device) -> Iterator[slice]:
+    size = max(1, (_CHUNK_ELEMENTS if device.type == "cpu" else _CHUNK_ELEMENTS_GPU) // num_words)
     for start in range(0, num_tokens, size):
         yield slice(start, min(start + size, num_tokens))
 
@@ -90,7 +92,7 @@ class _Fused(torch.autograd.Function):
         needs = any(ctx.needs_input_grad)
         keep = needs and hidden_ND.shape[0] * num_words <= _KEPT_ELEMENTS
         parts, kept = [], []
-        for at in _chunks(hidden_ND.shape[0], num_words):
+        for at in _chunks(hidden_ND.shape[0], num_words, hidden_ND.device):
             logits_nV = nn.functional.linear(hidden_ND[at], weight_VD, bias_V)
             parts.append(_scores(logits_nV, labels_N[at], temperature, entropy))
             if keep:
@@ -110,7 +112,7 @@ class _Fused(torch.autograd.Function):
         # Summed over chunks in float32: bfloat16 sums of thousands of terms lose them.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
-        for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0])):
+        for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)):
             probs_nV = None
             if ctx.kept:
                 # Used up in place; a second backward through the same graph computes it again.
@@ -189,7 +191,7 @@ def score_tokens(
         checkpoint(step, hidden_ND[at], labels_N[at], use_reentrant=False)
         if torch.is_grad_enabled()
         else step(hidden_ND[at], labels_N[at])
-        for at in _chunks(hidden_ND.shape[0], num_words)
+        for at in _chunks(hidden_ND.shape[0], num_words, hidden_ND.device)
     ]
     logps_N, entropy_N, greedy_N = (torch.cat(values) for values in zip(*parts, strict=True))
     return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)

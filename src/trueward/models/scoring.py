@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 _KL_CHUNK_ELEMENTS = 1 << 23
+_KL_CHUNK_ELEMENTS_GPU = 1 << 27
 
 
 # Ways to compute packed rows, fastest first, by type of device.
@@ -376,7 +377,8 @@ def exact_kl_N(
         logits.append(_logits_getter(ref_model, packed))
     (inner, hidden_ND), (ref_inner, ref_hidden_ND) = logits
     num_words = inner.config.get_text_config().vocab_size
-    size = max(1, _KL_CHUNK_ELEMENTS // num_words)
+    on_cpu = hidden_ND.device.type == "cpu"
+    size = max(1, (_KL_CHUNK_ELEMENTS if on_cpu else _KL_CHUNK_ELEMENTS_GPU) // num_words)
     parts = []
     for start in range(0, len(packed.labels_N), size):
         at = slice(start, start + size)

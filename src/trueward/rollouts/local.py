@@ -25,7 +25,10 @@ __all__ = ["LocalEngine"]
 # Finished rows stay until they are this share of the batch: dropping rows copies the keys of those that stay.
 _DROP_SHARE = 0.1
 _LOGITS_ELEMENTS = 1 << 25
+_LOGITS_ELEMENTS_GPU = 1 << 28
 _KV_BYTES = 1 << 30
+# Share of a GPU's memory for keys and values unless told otherwise: the rest is the model being trained.
+_KV_SHARE_GPU = 0.125
 
 
 class _Row(NamedTuple):
@@ -40,10 +43,11 @@ class LocalEngine:
     Args:
         model: the model; its mode (training or not) is put back after each call.
         stop_ids: tokens that end a completion.
-        kv_bytes: bound on the memory of keys and values; more rows than fit are decoded in turns.
+        kv_bytes: bound on the memory of keys and values; more rows than fit are decoded in turns. None:
+            1 GiB, on a GPU an eighth of its memory.
     """
 
-    def __init__(self, model: nn.Module, stop_ids: Collection[int], *, kv_bytes: int = _KV_BYTES) -> None:
+    def __init__(self, model: nn.Module, stop_ids: Collection[int], *, kv_bytes: int | None = None) -> None:
         if not stop_ids:
             raise ModelError("decoding needs at least one stop token", remedy="pass the ids that end a turn")
         self._model = model
@@ -109,15 +113,14 @@ class LocalEngine:
         config = model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kv_bytes = self._kv_bytes or _default_kv_bytes(model.device)
+        logits = _LOGITS_ELEMENTS if model.device.type == "cpu" else _LOGITS_ELEMENTS_GPU
         token_bytes = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
         part: list[_Row] = []
         for row in rows:
             # Sorted by length: the newest prompt is the longest, and every row is padded to it at worst.
             tokens = (len(part) + 1) * (len(prompts[row.prompt]) + max_new_tokens)
-            too_large = (
-                tokens * token_bytes > self._kv_bytes
-                or (len(part) + 1) * config.vocab_size > _LOGITS_ELEMENTS
-            )
+            too_large = tokens * token_bytes > kv_bytes or (len(part) + 1) * config.vocab_size > logits
             if part and too_large:
                 yield part
                 part = []
@@ -149,10 +152,12 @@ class LocalEngine:
         for t in range(max_new_tokens):
             ids_R, logps_R = draw(logits_RV, uniforms_RT[live, t], temperature)
             ids_RT[live, t], logps_RT[live, t] = ids_R, logps_R
-            ended = torch.isin(ids_R, stop_ids) & ~finished_R[live]
-            lengths_R[live[ended]] = t + 1
-            finished_R[live[ended]] = True
-            going = ~finished_R[live]
+            before = finished_R[live]
+            ended = torch.isin(ids_R, stop_ids) & ~before
+            # No selection by a mask: its size would have to come from the device.
+            lengths_R[live] = torch.where(ended, t + 1, lengths_R[live])
+            finished_R[live] = before | ended
+            going = ~(before | ended)
             num_going = int(going.sum())
             report(len(rows) - num_going)
             if num_going == 0 or t + 1 == max_new_tokens:
@@ -169,6 +174,12 @@ class LocalEngine:
             Rollout(row.prompt, tuple(ids[:length]), tuple(logps[:length]), finished)
             for row, ids, logps, length, finished in table
         ]
+
+
+def _default_kv_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _KV_BYTES
+    return int(_KV_SHARE_GPU * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _silent(done: int, total: int) -> None:

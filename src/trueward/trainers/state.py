@@ -183,8 +183,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in load_tensors(checkpoint.path / "optimizer.safetensors").items():
         name, _, entry = key.rpartition("/")
-        # AdamW keeps its step counts on the CPU.
-        states.setdefault(name, {})[entry] = value if entry == "step" else value.to(parameters[name].device)
+        # Fused AdamW keeps its step counts where the parameter is.
+        states.setdefault(name, {})[entry] = value.to(parameters[name].device)
     optimizer.state.clear()
     for name, entries in states.items():
         optimizer.state[parameters[name]] = entries
