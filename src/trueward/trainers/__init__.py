@@ -1,4 +1,4 @@
-"""Trainers: one loop over items (pretraining, SFT, reward modelling, DPO), PPO, and groups (GRPO and its kind)."""
+"""Trainers: one loop over items (pretraining, SFT, reward modelling, DPO), PPO, groups (GRPO)."""
 
 from trueward.trainers.checks import checked
 from trueward.trainers.diagnosis import diagnose
