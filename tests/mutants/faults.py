@@ -1,0 +1,292 @@
+"""The faults: signs, masks off by one, means for sums, dropped factors, wrong sides, gradients not stopped.
+
+Grouped by file; every group names the test files that must notice. Not here: how they are planted (see
+fault).
+"""
+
+from collections.abc import Iterator
+
+from tests.mutants.fault import Fault
+
+Row = tuple[str, str, str]
+"""Name, old text, new text."""
+
+
+def _in(file: str, tests: tuple[str, ...], *rows: Row) -> Iterator[Fault]:
+    for name, old, new in rows:
+        yield Fault(name=name, file=file, old=old, new=new, tests=tests)
+
+
+POLICY = ("objectives/test_policy_gradient.py", "objectives/test_policy_gradient_methods.py")
+ADVANTAGES = ("objectives/test_advantages.py", "objectives/test_group_advantages.py")
+
+FAULTS: tuple[Fault, ...] = (
+    *_in(
+        "objectives/policy_gradient.py",
+        POLICY,
+        ("REINFORCE: sign", "ReinforceLoss(-advantages_BT", "ReinforceLoss(advantages_BT"),
+        ("ratio: old over new", "logps_BT - old_logps_BT", "old_logps_BT - logps_BT"),
+        ("sequence ratio: sum for mean", "masked_mean_B(log_ratio_BT", "masked_sum_B(log_ratio_BT"),
+        (
+            "weight: gradient not stopped",
+            "ratio_BT = log_ratio_BT.detach().exp()\n    if clip_low",
+            "ratio_BT = log_ratio_BT.exp()\n    if clip_low",
+        ),
+        (
+            "weight: upper bound 1 - clip",
+            "clamp(1 - clip_low, 1 + clip_high)",
+            "clamp(1 - clip_low, 1 - clip_high)",
+        ),
+        (
+            "clip: high side for A < 0",
+            "(ratio_BT > high) & (advantages_BT > 0)",
+            "(ratio_BT > high) & (advantages_BT < 0)",
+        ),
+        (
+            "clip: low side for A > 0",
+            "(ratio_BT < low) & (advantages_BT < 0)",
+            "(ratio_BT < low) & (advantages_BT > 0)",
+        ),
+        (
+            "clip: one range for both sides",
+            "1 - clip_low, 1 + clip_high, dual_clip",
+            "1 - clip_high, 1 + clip_high, dual_clip",
+        ),
+        ("clip: edge counts as outside", "over_BT = (ratio_BT > high)", "over_BT = (ratio_BT >= high)"),
+        (
+            "clip: gradient through the clip",
+            "torch.where(clipped_BT, held_BT, live_ratio_BT)",
+            "torch.where(clipped_BT, live_ratio_BT, live_ratio_BT)",
+        ),
+        (
+            "clip: 0 * inf in the unused branch",
+            "torch.where(no_gradient_BT, 0.0, log_ratio_BT)",
+            "log_ratio_BT",
+        ),
+        (
+            "surrogate: sign",
+            "PolicyLoss(-used_ratio_BT * advantages_BT",
+            "PolicyLoss(used_ratio_BT * advantages_BT",
+        ),
+        (
+            "dual clip: for A > 0",
+            "(ratio_BT > dual_clip) & (advantages_BT < 0)",
+            "(ratio_BT > dual_clip) & (advantages_BT > 0)",
+        ),
+        ("clipped ratio in float32", "torch.full_like(ratio_BT, low)", "torch.tensor(low)"),
+        ("advantages not masked", "counted.append(zero_masked(full_BT, mask_BT))", "counted.append(full_BT)"),
+    ),
+    *_in(
+        "objectives/advantages.py",
+        ADVANTAGES,
+        ("reward one token early", "positions_T == last_B1", "positions_T == last_B1 - 1"),
+        ("reward at the first token", ".max(dim=1, keepdim=True).values", ".min(dim=1, keepdim=True).values"),
+        ("KL price: sign", "return score_BT - beta", "return score_BT + beta"),
+        ("KL price: beta dropped", "- beta * zero_masked(kl_BT", "- zero_masked(kl_BT"),
+        (
+            "GAE: next value not discounted",
+            "rewards_BT + gamma * next_values_BT",
+            "rewards_BT + next_values_BT",
+        ),
+        ("GAE: lambda dropped", "gamma * lam * running_B", "gamma * running_B"),
+        ("GAE: value of the same token", "[values_BT[:, 1:], torch", "[values_BT[:, :-1], torch"),
+        ("GAE: bootstraps from padding", "    values_BT = zero_masked(values_BT, mask_BT)\n", ""),
+        (
+            "GAE: returns without values",
+            "advantages_BT, advantages_BT + values_BT",
+            "advantages_BT, advantages_BT",
+        ),
+        (
+            "whiten: variance of n - 1",
+            "centred_BT.square().sum() / num_counted",
+            "centred_BT.square().sum() / (num_counted - 1)",
+        ),
+        ("whiten: padding in the mean", "kept_BT.sum() / num_counted", "kept_BT.mean()"),
+        ("group: variance of n", ".div(centred_PG.shape[1] - 1)", ".div(centred_PG.shape[1])"),
+        ("group: mean of all groups", "rewards_PG.mean(dim=1, keepdim=True)", "rewards_PG.mean()"),
+        ("group: rounding of equal rewards", "torch.where(equal_P1, 0.0, centred_PG)", "centred_PG"),
+        ("leave-one-out: own reward in the baseline", "num_completions / (num_completions - 1)", "1.0"),
+        ("REINFORCE++: not whitened", "return whiten(returns_BT, mask_BT)", "return returns_BT"),
+    ),
+    *_in(
+        "objectives/reduce.py",
+        ("objectives/test_reduce.py",),
+        (
+            "token mean: local denominator",
+            "zero_masked(values_BT, mask_BT).sum() / denominator",
+            "zero_masked(values_BT, mask_BT).sum() / mask_BT.sum()",
+        ),
+        ("mean over padding too", "mask_BT.sum(dim=1).clamp(min=1)", "mask_BT.shape[1]"),
+        ("empty sequence divides by 0", "mask_BT.sum(dim=1).clamp(min=1)", "mask_BT.sum(dim=1)"),
+        ("masked by product", "torch.where(mask_BT, values_BT, 0.0)", "values_BT * mask_BT"),
+        (
+            "sum is a mean",
+            "zero_masked(values_BT, mask_BT).sum(dim=1)",
+            "zero_masked(values_BT, mask_BT).mean(dim=1)",
+        ),
+        ("constant length dropped", "denominator=denominator) / max_tokens", "denominator=denominator)"),
+        ("micro-batches weigh the same", "(len(values_BT) / denominator)", "(1 / denominator)"),
+    ),
+    *_in(
+        "objectives/kl.py",
+        ("objectives/test_kl.py",),
+        (
+            "KL of the other direction",
+            "return other_logps - sampler_logps",
+            "return sampler_logps - other_logps",
+        ),
+        ("k2 without its half", "0.5 * _log_ratio", "_log_ratio"),
+        ("k3 without expm1", "torch.expm1(log_ratio) - log_ratio", "log_ratio.exp() - 1 - log_ratio"),
+        (
+            "exact: weighted by the other",
+            "(logps_BTV.exp() * log_ratio_BTV)",
+            "(other_logps_BTV.exp() * log_ratio_BTV)",
+        ),
+    ),
+    *_in(
+        "objectives/value.py",
+        ("objectives/test_value.py",),
+        ("value: smaller error", "(held_error_BT > error_BT)", "(held_error_BT < error_BT)"),
+        ("value: clip around the return", "held_BT = old_values_BT +", "held_BT = returns_BT +"),
+    ),
+    *_in(
+        "objectives/importance.py",
+        ("objectives/test_importance.py",),
+        ("importance: sampler over trainer", "counted[0] - counted[1]", "counted[1] - counted[0]"),
+        ("importance: lower bound for cap", "ratio_BT.clamp(max=cap)", "ratio_BT.clamp(min=cap)"),
+        (
+            "importance: mean for product",
+            "masked_sum_B(log_ratio_BT, mask_BT)",
+            "masked_sum_B(log_ratio_BT, mask_BT) / mask_BT.sum(dim=1)",
+        ),
+        ("importance: one-sided mask", "((ratio_BT < low) | (ratio_BT > high))", "(ratio_BT > high)"),
+    ),
+    *_in(
+        "objectives/process.py",
+        ("objectives/test_process.py",),
+        ("steps: labels turned round", "labels * logsigmoid(logits)", "labels * logsigmoid(-logits)"),
+        (
+            "steps: every token counts",
+            "ProcessLoss(zero_masked(loss_BT, ends_BT), _correct(logsigmoid",
+            "ProcessLoss(loss_BT, _correct(logsigmoid",
+        ),
+        (
+            "steps: neutral and positive swapped",
+            '"neutral" if neutral_is_correct else "positive"',
+            '"positive" if neutral_is_correct else "neutral"',
+        ),
+        ("steps: best step for worst", ".amin(dim=1)", ".amax(dim=1)"),
+    ),
+    *_in(
+        "objectives/lagrangian.py",
+        ("objectives/test_lagrangian.py",),
+        ("Lagrangian: cost rewarded", "reward_BT - _sigmoid", "reward_BT + _sigmoid"),
+        ("Lagrangian: descent", "(mean_cost - threshold)\n", "(threshold - mean_cost)\n"),
+        ("Lagrangian: lambda dropped", "lr * math.exp(log_lambda) * ", "lr * "),
+    ),
+    *_in(
+        "objectives/logprobs.py",
+        ("objectives/test_logprobs.py",),
+        ("entropy: sign", "return -(logps_BTV.exp()", "return (logps_BTV.exp()"),
+    ),
+    *_in(
+        "models/packing.py",
+        ("models/test_packing.py",),
+        ("packing: first token predicted by itself", "start + prompt - 1, *range", "start + prompt, *range"),
+        (
+            "packing: tokens predict themselves",
+            "*range(first, first + length - 1)]",
+            "*range(first + 1, first + length)]",
+        ),
+        ("packing: later completions start at 0", "range(prompt, prompt + length)", "range(length)"),
+        (
+            "packing: last token one early",
+            "last.append(first + length - 1)",
+            "last.append(first + length - 2)",
+        ),
+        (
+            "packing: row of the sequence before",
+            "starts_S[packed.sequence_N]",
+            "starts_S[packed.sequence_N - 1]",
+        ),
+    ),
+    *_in(
+        "objectives/_pairs.py",
+        ("objectives/test_preference.py",),
+        (
+            "pairs: references exchanged",
+            "policy.chosen_B - refs[0], policy.rejected_B - refs[1]",
+            "policy.chosen_B - refs[1], policy.rejected_B - refs[0]",
+        ),
+        ("pairs: gradient into rewards", "scale * self.chosen_B.detach()", "scale * self.chosen_B"),
+    ),
+    *_in(
+        "objectives/preference.py",
+        ("objectives/test_preference.py",),
+        (
+            "DPO: beta dropped",
+            "-(1 - label_smoothing) * logsigmoid(d_B)",
+            "-(1 - label_smoothing) * logsigmoid(d_B / beta)",
+        ),
+        (
+            "DPO: smoothing on the wrong side",
+            "- label_smoothing * logsigmoid(-d_B)\n    return",
+            "- label_smoothing * logsigmoid(d_B)\n    return",
+        ),
+        ("robust DPO: not rescaled", " / (1 - 2 * flip_rate)", ""),
+        ("IPO: margin 1 / beta", "1 / (2 * beta)).square()", "1 / beta).square()"),
+        ("hinge: margin of 0", "torch.relu(1 - beta", "torch.relu(-beta"),
+        ("RPO: NLL rewarded", "out.loss_B + alpha * nll_B", "out.loss_B - alpha * nll_B"),
+    ),
+    *_in(
+        "objectives/reference_free.py",
+        ("objectives/test_preference.py",),
+        (
+            "SimPO: gamma helps",
+            "(logps.chosen_B - logps.rejected_B) - gamma",
+            "(logps.chosen_B - logps.rejected_B) + gamma",
+        ),
+        ("ORPO: odds are probabilities", "below_B - torch.log(-torch.expm1(below_B))", "below_B"),
+    ),
+    *_in(
+        "objectives/unpaired.py",
+        ("objectives/test_unpaired.py",),
+        (
+            "KTO: desirable and undesirable exchanged",
+            "kl - ratios_B, ratios_B - kl",
+            "ratios_B - kl, kl - ratios_B",
+        ),
+        ("KTO: baseline below 0", ".mean().clamp(min=0.0)", ".mean()"),
+        (
+            "KTO: weights exchanged",
+            "[undesirable_weight, desirable_weight]",
+            "[desirable_weight, undesirable_weight]",
+        ),
+        ("BCO: shift added", "beta * ratios_B - delta", "beta * ratios_B + delta"),
+    ),
+    *_in(
+        "objectives/reward_model.py",
+        ("objectives/test_reward_model.py",),
+        ("Bradley-Terry: margin helps", "-logsigmoid(margins_B - margin)", "-logsigmoid(margins_B + margin)"),
+    ),
+    *_in(
+        "objectives/ranking.py",
+        ("objectives/test_ranking.py",),
+        ("Plackett-Luce: worst first", ".triu().bool()", ".tril().bool()"),
+        ("ranking pairs: sum for mean", "losses_BKK.sum(dim=(1, 2)) / count_B", "losses_BKK.sum(dim=(1, 2))"),
+    ),
+    *_in(
+        "objectives/distill.py",
+        ("objectives/test_distill.py",),
+        (
+            "forward KL is the reverse",
+            "DistillLoss(exact(teacher_BTV, student_BTV))",
+            "DistillLoss(exact(student_BTV, teacher_BTV))",
+        ),
+        (
+            "weak-to-strong: own label turned round",
+            "torch.sigmoid(logits_B.detach()) > threshold",
+            "torch.sigmoid(logits_B.detach()) < threshold",
+        ),
+    ),
+)
