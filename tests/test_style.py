@@ -100,7 +100,7 @@ def test_few_modules_import_by_name() -> None:
     users = [short(path) for path in MODULES if "import_module" in path.read_text()]
     assert users == [
         "src/trueward/cli/main.py",
-        "src/trueward/core/metrics.py",
+        "src/trueward/core/trackers.py",
         "src/trueward/pipeline/command.py",
         "src/trueward/rewards/_worker.py",
         "src/trueward/rewards/symbolic.py",

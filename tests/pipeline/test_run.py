@@ -1,9 +1,12 @@
 """A whole run on tiny data with a tiny random model: what it leaves on disk, also stage by stage."""
 
 import json
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from rich.console import Console
 
@@ -255,14 +258,27 @@ def test_pretraining_makes_a_model_that_the_next_run_takes(tmp_path: Path) -> No
     assert call("run", "hh", *after) == 0
 
 
-def test_trackers_are_asked_for_once_and_refused_where_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_missing_tracker_is_found_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*hh_arguments(tmp_path), "track=[tensorboard]"]
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        assert "pip install tensorboard" in refusal(capsys, "run", *arguments)
-        return
+    # None in sys.modules is how the import system says that a module is not there.
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    arguments = [*hh_arguments(tmp_path), "dpo.train.track=[wandb]"]
+    said = refusal(capsys, "run", *arguments)
+    assert said == "tracker 'wandb' is not installed; pip install wandb, or leave it out of `track`"
+    assert not (tmp_path / "run").exists()
+    # A stage that does not use it needs no tracker.
     assert call("run", *arguments, "stages=[data, sft]") == 0
-    assert list((tmp_path / "run" / "sft" / "tensorboard").iterdir())
+    assert "pip install wandb" in refusal(capsys, "dpo", *arguments)
+    assert call("dpo", *arguments, "dpo.train.track=[]") == 0
+
+
+def test_a_run_reaches_for_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: reached.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *where, **_: reached.append(where))
+    # Whether it may is not left to the environment of the tests.
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert call("run", *hh_arguments(tmp_path), "stages=[data, sft, eval, report]") == 0
+    assert reached == []

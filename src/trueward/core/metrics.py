@@ -1,23 +1,22 @@
 """Declared metrics. A name that was never declared raises; what is declared says its unit and meaning in one
 place.
 
-Every run appends to `metrics.jsonl`; TensorBoard, W&B and trackio are written only when installed and asked
-for.
+Every run appends to `metrics.jsonl`, and gives the same figures to the trackers it was asked for.
 Names follow those that users of TRL already search for.
 """
 
-import importlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
-from trueward.core.errors import ConfigError, RunError, nearest
+from trueward.core.errors import RunError, nearest
 from trueward.core.files import append_jsonl
+from trueward.core.trackers import TRACKERS, Tracker, check_trackers
 
-__all__ = ["METRICS", "Metric", "MetricsLog", "Tracker", "declare"]
+__all__ = ["METRICS", "Metric", "MetricsLog", "declare"]
 
 
 class Metric(NamedTuple):
@@ -108,66 +107,6 @@ for _name, _unit, _meaning in [
     declare(_name, _unit, _meaning)
 
 
-class Tracker(Protocol):
-    """Something beside `metrics.jsonl` that takes figures."""
-
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
-    def close(self) -> None: ...
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path) -> None:
-        self._writer: Any = _imported("torch.utils.tensorboard", "tensorboard").SummaryWriter(
-            str(folder / "tensorboard")
-        )
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Wandb:
-    """W&B and trackio share the interface `init`, `log`, `finish`."""
-
-    def __init__(self, folder: Path, package: str) -> None:
-        self._module: Any = _imported(package, package)
-        self._module.init(project="trueward", name=folder.name)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._module.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._module.finish()
-
-
-def _imported(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"tracker {package!r} is not installed",
-            remedy=f"pip install {package}, or leave it out of `track`",
-        ) from error
-
-
-def _wandb(folder: Path) -> Tracker:
-    return _Wandb(folder, "wandb")
-
-
-def _trackio(folder: Path) -> Tracker:
-    return _Wandb(folder, "trackio")
-
-
-TRACKERS: dict[str, Callable[[Path], Tracker]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _wandb,
-    "trackio": _trackio,
-}
-
-
 class MetricsLog:
     """Appends `{"step", "time_s", name: value}` lines to `folder/metrics.jsonl`.
 
@@ -176,15 +115,13 @@ class MetricsLog:
         track: names from `tensorboard`, `wandb`, `trackio`.
 
     Raises:
-        ConfigError: an unknown or not installed tracker.
+        ConfigError: a tracker that is unknown, not installed, or does not start.
     """
 
     def __init__(self, folder: Path, track: Sequence[str] = ()) -> None:
         self._path = folder / "metrics.jsonl"
         self._start_s = time.monotonic()
-        unknown = [name for name in track if name not in TRACKERS]
-        if unknown:
-            raise ConfigError("unknown tracker", value=unknown[0], remedy=nearest(unknown[0], TRACKERS))
+        check_trackers(track)
         self._trackers: list[Tracker] = [TRACKERS[name](folder) for name in track]
 
     def __enter__(self) -> "MetricsLog":

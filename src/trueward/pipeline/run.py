@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from trueward.core.errors import RunError
+from trueward.core.trackers import check_trackers
 from trueward.models.heads import check_pad
 from trueward.pipeline.data import data
 from trueward.pipeline.evaluate import evaluate
@@ -11,7 +12,7 @@ from trueward.pipeline.ppo import ppo
 from trueward.pipeline.recipe import Stage
 from trueward.pipeline.report import report
 from trueward.pipeline.stages import dpo, reward, sft
-from trueward.pipeline.workspace import Workspace
+from trueward.pipeline.workspace import Workspace, trackers_of
 
 __all__ = ["STAGE_FUNCTIONS", "run"]
 
@@ -33,10 +34,12 @@ def run(workspace: Workspace) -> None:
 
     Raises:
         RunError: one of the stages has been run and `resume` is off; nothing is changed.
+        ConfigError: a tracker of one of the stages is not installed; nothing is changed.
         ModelError: the base model cannot be used for one of the stages; nothing is changed.
     """
     stages = workspace.recipe.stages
     _refuse_repeats(workspace)
+    check_trackers(trackers_of(workspace.recipe, stages))
     if "sft" in stages and not workspace.has("sft"):
         # What would stop a later stage is found before the first one has taken its time.
         base = workspace.load("base")

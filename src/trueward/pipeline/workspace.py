@@ -26,13 +26,14 @@ from trueward.core.hashing import hash_json, short
 from trueward.core.progress import Bar, stage_bar
 from trueward.core.run import RunFolder, create_run, open_run
 from trueward.core.seed import derive_seed
+from trueward.core.trackers import check_trackers
 from trueward.models.load import LoadedModel, load_causal, load_reward
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.testbed_base import shipped_base
 from trueward.registry import Registry
 from trueward.trainers.loop import TrainResult, resume_hint
 
-__all__ = ["Begun", "Interrupted", "Workspace", "open_workspace", "recipe_text"]
+__all__ = ["Begun", "Interrupted", "Workspace", "open_workspace", "recipe_text", "trackers_of"]
 
 NEWEST_SCHEMA = "trueward.newest/1"
 _INTENTION = re.compile(r"\.?(manifest\.json|recipe\.yaml)(\.[^/]*)?|quarantine/[^/]*")
@@ -138,7 +139,9 @@ class Workspace:
 
         Raises:
             RunError: the folder exists and `resume` is off, or it belongs to another configuration.
+            ConfigError: a tracker of the stage is not installed.
         """
+        check_trackers(trackers_of(self.recipe, [stage]))
         path = at or self.out / stage
         if self.resume and (path / "manifest.json").is_file():
             run = open_run(path)
@@ -232,6 +235,13 @@ class Workspace:
     def record_of(self, stage: str, kind: str) -> str:
         """Registry id of what a finished stage made."""
         return str(self.run(stage).manifest["results"]["records"][kind])
+
+
+def trackers_of(recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """Trackers that the trainings of `stages` write to."""
+    sections = [getattr(recipe, stage, None) for stage in stages]
+    trainings = [getattr(section, "train", None) for section in sections]
+    return [name for train in trainings if train is not None for name in (*recipe.track, *train.track)]
 
 
 def _check_same(run: RunFolder, config: Mapping[str, Any], parents: Mapping[str, str], seed: int) -> None:
