@@ -3,7 +3,7 @@
 What ships was made by `build_base` with its defaults; the folder's `trueward_base.json` says so, with hashes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, tee
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trueward.core.errors import ModelError, StorageError
 from trueward.core.files import write_json
+from trueward.core.hashing import canonical_json, hash_lines
 from trueward.core.progress import stage_bar
 from trueward.core.run import code_version, versions
 from trueward.data.chat import Completion, TokenGroup, tokenise_prompts
@@ -22,12 +23,22 @@ from trueward.testbed import World, declarations, make_world, to_prompt, web_cha
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import train_sft
 
-__all__ = ["BASE_SHAPE", "BASE_TRAIN", "base_corpus", "build_base", "shipped_base"]
+__all__ = [
+    "BASE_SHAPE",
+    "BASE_TRAIN",
+    "HASHED_CHATS",
+    "base_corpus",
+    "build_base",
+    "corpus_hash",
+    "shipped_base",
+]
 
-NUM_CHATS = 60_000
+NUM_CHATS = 120_000
 REPLIES = 3
-NUM_DECLARATIONS = 60_000
+NUM_DECLARATIONS = 80_000
 CORPUS_SEED = 1
+# Chats from the start of the corpus whose hash the manifest holds: enough to see that it changed.
+HASHED_CHATS = 500
 BASE_SHAPE = ScratchSettings(
     hidden_size=128,
     num_layers=3,
@@ -40,7 +51,7 @@ BASE_SHAPE = ScratchSettings(
 BASE_TRAIN = TrainSettings(
     lr=3e-3,
     batch_size=64,
-    steps=2000,
+    steps=4000,
     warmup_ratio=0.02,
     adam_beta2=0.99,
     weight_decay=0.01,
@@ -63,6 +74,11 @@ def shipped_base() -> Path:
             remedy=f"make it with `trueward testbed build {folder}`",
         )
     return folder
+
+
+def corpus_hash(groups: Iterable[TokenGroup]) -> str:
+    """Hash of token ids, by which the manifest of the base model tells what it read."""
+    return hash_lines(canonical_json([g.prompt_ids, [c.ids for c in g.completions]]) for g in groups)
 
 
 def base_corpus(world: World, tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenGroup]:
@@ -134,6 +150,7 @@ def build_base(out: Path, *, steps: int | None = None) -> None:
                 "replies": REPLIES,
                 "declarations": NUM_DECLARATIONS,
                 "seed": CORPUS_SEED,
+                "first_chats": corpus_hash(groups[:HASHED_CHATS]),
             },
             "shape": BASE_SHAPE.model_dump(mode="json"),
             "train": settings.model_dump(mode="json"),
