@@ -36,6 +36,22 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups] == [(2, 0.1), (2, 0.0)]
 
 
+def test_a_part_has_a_learning_rate_of_its_own() -> None:
+    parts = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    settings = toy.settings(weight_decay=0.0, adam_eps=1e-12)
+    optimizer = build_optimizer(parts, settings, lr_scales={"head": 10.0})
+    before = toy.weights(parts)
+    for parameter in parts.parameters():
+        parameter.grad = torch.full_like(parameter, 0.3)
+    for _ in range(2):  # The scale is of the step's rate, not of the one before.
+        update(optimizer, trainable(parts), loss=1.0, lr=0.01, max_norm=0.0)
+    # Under a constant gradient AdamW moves by the learning rate.
+    for name, parameter in parts.named_parameters():
+        expected = 0.02 * (10.0 if name.startswith("head") else 1.0)
+        moved = float((before[name] - parameter.detach()).abs().max())
+        assert moved == pytest.approx(expected, rel=1e-3), name
+
+
 def test_a_half_precision_weight_is_not_trained() -> None:
     with pytest.raises(RunError, match=r"trained in torch\.bfloat16.*load the model in float32"):
         build_optimizer(toy.network().bfloat16(), toy.settings())

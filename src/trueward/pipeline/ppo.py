@@ -23,10 +23,11 @@ from trueward.trainers.ppo import PPOHooks, train_ppo
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.reward import reward_function
 
-__all__ = ["ppo", "unbounded"]
+__all__ = ["decode_with", "gold_of", "ppo", "unbounded"]
 
 
-def _gold(policy: LoadedModel, prompts: Sequence[Prompt]) -> RewardFunction:
+def gold_of(policy: LoadedModel, prompts: Sequence[Prompt]) -> RewardFunction:
+    """The testbed's true reward of the completions of these prompts."""
     tasks = {prompt.id: task_of(prompt.meta) for prompt in prompts}
 
     def score(groups: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[float]:
@@ -35,7 +36,8 @@ def _gold(policy: LoadedModel, prompts: Sequence[Prompt]) -> RewardFunction:
     return score
 
 
-def _decode(policy: LoadedModel) -> Callable[[Sequence[int]], str]:
+def decode_with(policy: LoadedModel) -> Callable[[Sequence[int]], str]:
+    """Text of token ids, special tokens included."""
     return lambda ids: str(policy.tokenizer.decode(list(ids)))
 
 
@@ -60,11 +62,13 @@ def _roles(
     """Policy, value and reference, and the reward: a model of its own, or adapters on one backbone with the
     others."""
     adapter, longest = workspace.out / "reward" / "adapter", settings.max_tokens_per_forward
+    trunk = workspace.load_reward().model if settings.value_backbone == "separate" else None
     if not (workspace.recipe.ppo.one_backbone and adapter.is_dir()):
+        models = ppo_models(policy.model, settings, value_backbone=trunk)
         scorer = workspace.load_reward().model
-        return ppo_models(policy.model, settings), reward_function(scorer, max_tokens_per_forward=longest)
+        return models, reward_function(scorer, max_tokens_per_forward=longest)
     shared = attach_reward(adapter, policy)
-    models = ppo_models(policy.model, settings, backbone=shared.backbone)
+    models = ppo_models(policy.model, settings, backbone=shared.backbone, value_backbone=trunk)
     return models, reward_function(shared.model, max_tokens_per_forward=longest, scope=shared.active)
 
 
@@ -77,7 +81,7 @@ def _looks(
     prompts = test_prompts(workspace).prompts
     longest = workspace.recipe.data.max_tokens - settings.max_new_tokens
     _, groups = prompt_ids(policy, prompts, max_tokens=longest)
-    gold = _gold(policy, prompts) if workspace.recipe.data.source == "testbed" else None
+    gold = gold_of(policy, prompts) if workspace.recipe.data.source == "testbed" else None
     seed = workspace.seed("ppo", "looks")
     return rollout_looks(policy, groups, settings, reward=reward, gold=gold, seed=seed)
 
@@ -104,7 +108,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     prompts, groups = _prompts(workspace, policy, settings)
     settings = settings_of(workspace, stage, settings)
     models, scores = _roles(workspace, policy, settings)
-    gold = _gold(policy, prompts) if recipe.data.source == "testbed" else None
+    gold = gold_of(policy, prompts) if recipe.data.source == "testbed" else None
     looks = _looks(workspace, policy, settings, scores)
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
         result = train_ppo(
@@ -114,7 +118,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
             reward=scores,
             settings=settings,
             folder=begun.folder.path,
-            hooks=PPOHooks(gold=gold, decode=_decode(policy), bar=bar, evaluate=looks),
+            hooks=PPOHooks(gold=gold, decode=decode_with(policy), bar=bar, evaluate=looks),
             resume=begun.resume,
         )
     if result.stopped:

@@ -10,7 +10,10 @@ from torch import nn
 from trueward.core.errors import RunError
 from trueward.trainers.settings import OptimSettings, Schedule
 
-__all__ = ["build_optimizer", "device_of", "learning_rate", "trainable", "update"]
+__all__ = ["LR_SCALE", "build_optimizer", "device_of", "learning_rate", "trainable", "update"]
+
+LR_SCALE = "lr_scale"
+"""Key of an optimizer's group: factor on the learning rate of a step."""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -30,8 +33,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, settings: OptimSettings, *, lr_scales: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters.
+
+    Args:
+        lr_scales: first part of a parameter's name -> factor on its learning rate; 1 where it is not named.
 
     Raises:
         RunError: nothing is trainable, or a trainable parameter is not float32.
@@ -46,16 +54,20 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Ad
                 expected="torch.float32",
                 remedy="load the model in float32; `precision: bfloat16` speeds up the forward pass",
             )
-    decayed = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    scales = lr_scales or {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Matrices first, as they are most of the memory; a group has one decay and one learning rate.
+    for name, parameter in sorted(parameters.items(), key=lambda item: item[1].ndim < 2):
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((decay, scales.get(name.partition(".")[0], 1.0)), []).append(parameter)
     betas = (settings.adam_beta1, settings.adam_beta2)
     # One pass over each tensor and no temporaries: 6 to 7 times as fast on a processor as the default.
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=settings.lr, betas=betas, eps=settings.adam_eps, fused=True
+        [{"params": p, "weight_decay": decay, LR_SCALE: scale} for (decay, scale), p in groups.items()],
+        lr=settings.lr,
+        betas=betas,
+        eps=settings.adam_eps,
+        fused=True,
     )
 
 
@@ -89,7 +101,7 @@ def update(
 
     Args:
         loss: loss of the step.
-        lr: learning rate of the step.
+        lr: learning rate of the step; a group's `lr_scale` multiplies it.
         max_norm: largest norm; 0 does not clip.
 
     Returns:
@@ -101,6 +113,6 @@ def update(
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, torch.tensor(norm))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(LR_SCALE, 1.0)
         optimizer.step()
     return norm

@@ -189,9 +189,8 @@ def _trained(models: PPOModels, settings: PPOSettings, folder: Path) -> Trained:
     without_dropout(parts)
     if settings.activation_checkpointing:
         checkpoint_activations(models.policy)
-    return Trained(
-        model=parts, optimizer=build_optimizer(parts, settings), parameters=trainable(parts), folder=folder
-    )
+    optimizer = build_optimizer(parts, settings, lr_scales={"value_head": settings.value_lr_scale})
+    return Trained(model=parts, optimizer=optimizer, parameters=trainable(parts), folder=folder)
 
 
 def _sampler(num_prompts: int, settings: PPOSettings) -> Sampler:

@@ -34,8 +34,12 @@ class PPOSettings(Config):
     """Range of a value's move per round, reward units; null does not clip (see objectives.ppo_value)."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value loss (Ziegler et al. 2019, released code)."""
+    value_lr_scale: float = Field(10.0, gt=0)
+    """Learning rate of the value head over `lr`: the head starts at 0, and the trunk gets no gradient of the
+    values before the head has grown."""
     value_backbone: Literal["shared", "separate"] = "shared"
-    """Value head on the policy's own trunk, or on a model of its own: twice the memory, no interference."""
+    """Value head on the policy's own trunk, or on one of its own that begins as the reward model (Ouyang et
+    al. 2022, appendix C): better values from the first rounds on, for twice the memory."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount per token."""
     lam: float = Field(0.95, ge=0, le=1)
