@@ -1,18 +1,47 @@
-"""Settings of the processor that decide speed, made once before the first forward. Not here: the number of
-threads.
+"""Settings of the processor and of its memory that decide speed, made once before the first forward.
+
+Not here: the number of threads.
 """
+
+import ctypes
+import os
+import sys
 
 import torch
 
-__all__ = ["prepare_cpu"]
+__all__ = ["keep_freed_memory", "prepare_cpu"]
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_NEVER = 2**31 - 1
 
 
 def prepare_cpu() -> bool:
-    """Treat denormal numbers as zero: Adam's second moments reach them, and they cost a hundredfold.
+    """Treat denormal numbers as zero, and keep freed memory.
 
-    The number of threads is left alone: it belongs to the user (`OMP_NUM_THREADS`).
+    Adam's second moments reach denormals, and they cost a hundredfold. The number of threads is left alone:
+    it belongs to the user (`OMP_NUM_THREADS`).
 
     Returns:
-        Whether the processor supports it.
+        Whether the processor can treat denormals as zero.
     """
+    keep_freed_memory()
     return torch.set_flush_denormal(True)
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed, for the next step, instead of giving it back to the kernel.
+
+    By default every tensor above 32 MiB is mapped anew and each of its pages faults when first touched,
+    which takes longer than many operations on it. The same as the variables `MALLOC_MMAP_MAX_=0` and
+    `MALLOC_TRIM_THRESHOLD_=2147483647`; whoever sets any of them decides, and nothing is changed.
+
+    Returns:
+        Whether it was set; False without glibc, and where the environment says something else.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
