@@ -56,7 +56,7 @@ for _name, _unit, _meaning in [
     (
         "rewards/chosen",
         "nats",
-        "beta x (policy - ref) log-prob of chosen for DPO; reward of chosen for a reward model",
+        "reward of chosen: the objective's own, for DPO beta x (policy - ref) log-prob, or a reward model's",
     ),
     ("rewards/rejected", "nats", "the same for rejected"),
     ("rewards/margins", "nats", "rewards/chosen - rewards/rejected"),
@@ -69,6 +69,11 @@ for _name, _unit, _meaning in [
         "policy - ref log-prob of chosen per token; below 0 = displaced",
     ),
     ("logps/rejected_per_token_change", "nats/token", "policy - ref log-prob of rejected per token"),
+    (
+        "objective/baseline",
+        "nats",
+        "what the rewards of single completions are compared with: KL of mismatched pairs, or reward shift",
+    ),
     ("reward", "1", "mean score of the completions of the iteration"),
     ("reward_std", "1", "standard deviation of those scores"),
     ("gold", "1", "mean true reward of the completions of the iteration, where a testbed knows it"),

@@ -93,7 +93,7 @@ class RewardSection(Config):
 
 
 class DPOSection(Config):
-    """Direct preference optimisation."""
+    """Direct preference optimisation, or another method on pairs (`objective.method`)."""
 
     train: TrainSettings = TrainSettings()
     objective: PreferenceSettings = PreferenceSettings()

@@ -22,7 +22,7 @@ from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pa
 from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
 from trueward.pipeline.training import card, check, save_policy, settings_of, tokenised, training_figures
 from trueward.pipeline.workspace import Begun, Workspace
-from trueward.trainers.preference import evaluate_preference, reference_pairs, train_preference
+from trueward.trainers.preference import evaluate_preference, preference_pairs, train_preference
 from trueward.trainers.reward import RewardPair, train_reward
 from trueward.trainers.sampling import num_steps
 from trueward.trainers.sft import evaluate_sft, train_sft
@@ -176,7 +176,7 @@ def reward(workspace: Workspace) -> None:
 def _preferences(
     workspace: Workspace, data: FeedbackData[Comparison]
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Training and test pairs for DPO, whose loss knows no soft label."""
+    """Training and test pairs for DPO and its kin, whose losses know no soft label."""
     train, test = decided(data.train), decided(data.test)
     if train.ties or train.turned:
         workspace.say(
@@ -187,7 +187,7 @@ def _preferences(
 
 
 def dpo(workspace: Workspace) -> None:
-    """Direct preference optimisation of the SFT model, which is also the reference."""
+    """Preference tuning of the SFT model, which is also the reference where the method has one."""
     recipe = workspace.recipe
     policy = workspace.load_to_train("sft")
     data = pairs(workspace)
@@ -202,26 +202,31 @@ def dpo(workspace: Workspace) -> None:
     check(workspace, policy, test_groups, test_dropped, quiet=True)
     settings = settings_of(workspace, "dpo", recipe.dpo.train)
     budget = settings.max_tokens_per_forward
-    held_pairs = reference_pairs(
-        policy.model, test_groups, ref_model=None, cache=begun.folder.path, max_tokens_per_forward=budget
+    objective = recipe.dpo.objective
+    held_pairs = preference_pairs(
+        policy.model,
+        test_groups,
+        preference=objective,
+        ref_model=None,
+        cache=begun.folder.path,
+        max_tokens_per_forward=budget,
     )
     with workspace.bar("DPO", num_steps(settings, len(groups))) as bar:
         result = train_preference(
             policy.model,
             groups,
             settings=settings,
-            preference=recipe.dpo.objective,
+            preference=objective,
             folder=begun.folder.path,
             bar=bar,
-            evaluate=preference_looks(held_pairs, settings, recipe.dpo.objective),
+            evaluate=preference_looks(held_pairs, settings, objective),
             resume=begun.resume,
         )
     workspace.check_finished(begun.folder, result)
-    text = f"DPO on {len(groups):,} comparisons (data set {data.name}, {short(data.hash)})."
+    name = "DPO" if objective.method == "dpo" else f"Preference tuning ({objective.method})"
+    text = f"{name} on {len(groups):,} comparisons (data set {data.name}, {short(data.hash)})."
     model, digest = save_policy(policy, begun, card(workspace, "dpo", policy, text=text, made_from=parents))
-    held = evaluate_preference(
-        model, held_pairs, preference=recipe.dpo.objective, max_tokens_per_forward=budget
-    )
+    held = evaluate_preference(model, held_pairs, preference=objective, max_tokens_per_forward=budget)
     workspace.finish(
         begun.folder,
         results={

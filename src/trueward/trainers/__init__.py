@@ -17,6 +17,7 @@ from trueward.trainers.preference import (
     PreferencePair,
     PreferenceSettings,
     evaluate_preference,
+    preference_pairs,
     reference_pairs,
     train_preference,
 )
@@ -29,13 +30,25 @@ from trueward.trainers.reward import (
 )
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import SFTEvaluation, evaluate_sft, train_sft
+from trueward.trainers.unpaired import (
+    UNPAIRED_METHODS,
+    LabelledCompletion,
+    UnpairedEvaluation,
+    UnpairedExample,
+    UnpairedSettings,
+    evaluate_unpaired,
+    train_unpaired,
+    unpaired_examples,
+)
 from trueward.trainers.verified import Question, verified_reward
 
 __all__ = [
     "PREFERENCE_METHODS",
+    "UNPAIRED_METHODS",
     "GroupModels",
     "GroupReward",
     "GroupSettings",
+    "LabelledCompletion",
     "PPOHooks",
     "PPOModels",
     "PPOSettings",
@@ -49,12 +62,17 @@ __all__ = [
     "SFTEvaluation",
     "TrainResult",
     "TrainSettings",
+    "UnpairedEvaluation",
+    "UnpairedExample",
+    "UnpairedSettings",
     "checked",
     "diagnose",
     "evaluate_preference",
     "evaluate_sft",
+    "evaluate_unpaired",
     "group_models",
     "ppo_models",
+    "preference_pairs",
     "reference_pairs",
     "resume_hint",
     "reward_function",
@@ -66,5 +84,7 @@ __all__ = [
     "train_preference",
     "train_reward",
     "train_sft",
+    "train_unpaired",
+    "unpaired_examples",
     "verified_reward",
 ]

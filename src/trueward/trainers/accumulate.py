@@ -7,7 +7,7 @@ Not here: which items, what the loss is, what becomes of the gradient.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from trueward.core.seed import derive_seed
 from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision
 
-__all__ = ["Accumulated", "LossSum", "StepObjective", "accumulate", "forward_precision"]
+__all__ = ["Accumulated", "LossSum", "PreparedObjective", "StepObjective", "accumulate", "forward_precision"]
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,13 @@ class StepObjective(Protocol[T]):
 
     def micro_batches(self, items: Sequence[T], max_tokens: int) -> list[list[T]]: ...
     def loss(self, model: nn.Module, items: Sequence[T]) -> LossSum: ...
+
+
+@runtime_checkable
+class PreparedObjective(Protocol[T_contra]):
+    """An objective that looks at all items of a step, without gradient, before the first micro-batch."""
+
+    def prepare(self, model: nn.Module, items: Sequence[T_contra], max_tokens: int) -> None: ...
 
 
 class Accumulated(NamedTuple):
@@ -98,6 +106,9 @@ def accumulate(
     tokens = 0
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "dropout"))
+        if isinstance(objective, PreparedObjective):
+            with torch.no_grad(), forward_precision(precision, device):
+                objective.prepare(model, items, max_tokens)
         for part in objective.micro_batches(items, max_tokens):
             with forward_precision(precision, device):
                 out = objective.loss(model, part)

@@ -1,104 +1,60 @@
-"""Preference tuning without a reward model (DPO): pairs, and the reference's log-probs computed once.
+"""Preference tuning without a reward model: pairs, and the reference's log-probs computed once.
 
-    log-probs of chosen and rejected under the policy -> objective against the stored ones of ref -> mean over
-    pairs
-Methods are functions in `PREFERENCE_METHODS`. Log-probs are sums over trained tokens, in nats.
-Axes: B pairs, S sequences (chosen and rejected in turn).
+    log-probs of chosen and rejected under the policy -> objective, where the method has a reference against
+    its stored ones -> mean over pairs
+What a method needs stands in `PREFERENCE_METHODS` (see preference_methods), not in branches here.
+Log-probs are sums over trained tokens, in nats. Axes: B pairs, S sequences (chosen and rejected in turn).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from trueward.core.config import Config
-from trueward.core.errors import DataError, nearest
+from trueward.core.errors import ConfigError, DataError
 from trueward.core.files import read_jsonl
-from trueward.core.hashing import hash_json, short
 from trueward.core.stats import Estimate, bootstrap_mean
 from trueward.data.chat import TokenGroup
-from trueward.models.packing import pack
-from trueward.models.scoring import reference, score_completions
-from trueward.objectives import PreferenceLoss, accuracy, dpo
+from trueward.objectives import PreferenceLoss, accuracy
 from trueward.trainers.accumulate import LossSum, forward_precision
-from trueward.trainers.groups import cut, describe_group, groups_hash, sequence_sums, trained_counts
+from trueward.trainers.groups import cut, describe_group
 from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.optim import device_of
+from trueward.trainers.preference_methods import PREFERENCE_METHODS, PreferenceMethod, PreferenceSettings
+from trueward.trainers.reference import reference_logps, sequence_scores
 from trueward.trainers.settings import Precision, TrainSettings
-from trueward.trainers.state import fingerprint, load_tensors, save_tensors
 
 __all__ = [
     "PREFERENCE_METHODS",
     "PreferenceEvaluation",
+    "PreferenceMethod",
     "PreferenceObjective",
     "PreferencePair",
     "PreferenceSettings",
     "displacement_warning",
     "evaluate_preference",
+    "preference_pairs",
     "reference_pairs",
     "train_preference",
 ]
 
 # Rows of metrics.jsonl that the closing warning averages over: one batch alone is noise.
 _LAST_ROWS = 20
-
-
-class PreferenceSettings(Config):
-    """Settings of the preference objective."""
-
-    method: str = "dpo"
-    """Name in PREFERENCE_METHODS."""
-    beta: float = Field(0.1, gt=0)
-    """Strength of the tie to the reference (Rafailov et al. 2023, section 6)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Probability that a label is flipped (Mitchell 2023)."""
-    displacement_limit: float = Field(0.1, gt=0)
-    """Nats per token that chosen may fall below the reference while margins rise before the result warns."""
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in PREFERENCE_METHODS:
-            raise ValueError(f"unknown method {name!r}; {nearest(name, PREFERENCE_METHODS)}")
-        return name
-
-
-Method = Callable[[Tensor, Tensor, Tensor, Tensor, PreferenceSettings], PreferenceLoss]
-
-
-def _dpo(
-    chosen_B: Tensor,
-    rejected_B: Tensor,
-    ref_chosen_B: Tensor,
-    ref_rejected_B: Tensor,
-    settings: PreferenceSettings,
-) -> PreferenceLoss:
-    return dpo(
-        chosen_B,
-        rejected_B,
-        ref_chosen_B,
-        ref_rejected_B,
-        beta=settings.beta,
-        label_smoothing=settings.label_smoothing,
-    )
-
-
-PREFERENCE_METHODS: dict[str, Method] = {"dpo": _dpo}
+# Nats per token; displacement that users have to be told of.
+_DISPLACEMENT_LIMIT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A comparison as tokens (chosen, then rejected) with the reference's summed log-probs in nats."""
+    """A comparison as tokens (chosen, then rejected), with the reference's summed log-probs in nats where the
+    method has a reference."""
 
     group: TokenGroup
-    ref_chosen: float
-    ref_rejected: float
+    ref_chosen: float | None = None
+    ref_rejected: float | None = None
 
 
 class PairScores(NamedTuple):
@@ -110,6 +66,23 @@ class PairScores(NamedTuple):
     rejected_tokens_B: Tensor
     num_tokens: int
 
+    def changes(self, refs_B2: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Side -> (sum of policy - ref, trained tokens)."""
+        return {
+            "chosen": ((self.chosen_B - refs_B2[:, 0]).sum(), self.chosen_tokens_B.sum()),
+            "rejected": ((self.rejected_B - refs_B2[:, 1]).sum(), self.rejected_tokens_B.sum()),
+        }
+
+
+def _checked(group: TokenGroup) -> TokenGroup:
+    if len(group.completions) != 2 or not all(any(c.trained) for c in group.completions):
+        raise DataError(
+            f"pair {group.id or '(no id)'} is not two completions with trained tokens",
+            value=[sum(c.trained) for c in group.completions],
+            expected="chosen, then rejected",
+        )
+    return group
+
 
 def pair_scores(model: nn.Module, groups: Sequence[TokenGroup]) -> PairScores:
     """Summed log-probs of the completions of pairs.
@@ -117,17 +90,37 @@ def pair_scores(model: nn.Module, groups: Sequence[TokenGroup]) -> PairScores:
     Raises:
         DataError: a group does not hold exactly two completions with trained tokens.
     """
-    for group in groups:
-        if len(group.completions) != 2 or not all(any(c.trained) for c in group.completions):
+    scores = sequence_scores(model, [_checked(group) for group in groups])
+    logps_B2, counts_B2 = scores.logps_S.view(-1, 2), scores.counts_S.view(-1, 2)
+    return PairScores(logps_B2[:, 0], logps_B2[:, 1], counts_B2[:, 0], counts_B2[:, 1], scores.num_tokens)
+
+
+def _refs(scores: PairScores, pairs: Sequence[PreferencePair]) -> Tensor:
+    """refs_B2 of pairs that have them.
+
+    Raises:
+        DataError: one has none.
+    """
+    for pair in pairs:
+        if pair.ref_chosen is None or pair.ref_rejected is None:
             raise DataError(
-                f"pair {group.id or '(no id)'} is not two completions with trained tokens",
-                value=[sum(c.trained) for c in group.completions],
-                expected="chosen, then rejected",
+                f"pair {pair.group.id or '(no id)'} has no log-probs of the reference",
+                remedy="make the pairs with preference_pairs and the same settings",
             )
-    packed = pack(groups, device_of(model))
-    logps_B2 = sequence_sums(score_completions(model, packed).logps_N, packed).view(-1, 2)
-    counts_B2 = trained_counts(packed).view(-1, 2)
-    return PairScores(logps_B2[:, 0], logps_B2[:, 1], counts_B2[:, 0], counts_B2[:, 1], packed.num_tokens)
+    return scores.chosen_B.new_tensor([[pair.ref_chosen, pair.ref_rejected] for pair in pairs])
+
+
+def _loss(scores: PairScores, refs_B2: Tensor | None, settings: PreferenceSettings) -> PreferenceLoss:
+    """The method's loss, given what its record says that it takes."""
+    method = settings.record()
+    logps = [scores.chosen_B, scores.rejected_B]
+    if refs_B2 is not None:
+        logps += [refs_B2[:, 0], refs_B2[:, 1]]
+    if method.mean:
+        lengths = (scores.chosen_tokens_B, scores.rejected_tokens_B)
+        logps = [logps_B / lengths[i % 2] for i, logps_B in enumerate(logps)]
+    nll = [-scores.chosen_B / scores.chosen_tokens_B] if method.nll else []
+    return method.loss(*logps, *nll, **settings.options())
 
 
 class PreferenceObjective:
@@ -136,11 +129,16 @@ class PreferenceObjective:
     def __init__(self, settings: PreferenceSettings) -> None:
         self.name = settings.method
         self._settings = settings
-        self.settings: Mapping[str, object] = settings.model_dump(mode="json", exclude={"displacement_limit"})
+        self.settings: Mapping[str, object] = {"method": settings.method, **settings.options()}
 
     def describe(self, item: PreferencePair) -> Mapping[str, object]:
-        refs = {"ref_chosen": item.ref_chosen, "ref_rejected": item.ref_rejected}
-        return {**describe_group(item.group), **refs}
+        if not self._settings.record().reference:
+            return describe_group(item.group)
+        return {
+            **describe_group(item.group),
+            "ref_chosen": item.ref_chosen,
+            "ref_rejected": item.ref_rejected,
+        }
 
     def count(self, items: Sequence[PreferencePair]) -> float:
         return len(items)
@@ -150,10 +148,8 @@ class PreferenceObjective:
 
     def loss(self, model: nn.Module, items: Sequence[PreferencePair]) -> LossSum:
         scores = pair_scores(model, [pair.group for pair in items])
-        ref_chosen_B = scores.chosen_B.new_tensor([pair.ref_chosen for pair in items])
-        ref_rejected_B = scores.chosen_B.new_tensor([pair.ref_rejected for pair in items])
-        method = PREFERENCE_METHODS[self.name]
-        out = method(scores.chosen_B, scores.rejected_B, ref_chosen_B, ref_rejected_B, self._settings)
+        refs_B2 = _refs(scores, items) if self._settings.record().reference else None
+        out = _loss(scores, refs_B2, self._settings)
         figures_B = {
             "rewards/chosen": out.chosen_rewards_B,
             "rewards/rejected": out.rejected_rewards_B,
@@ -163,16 +159,12 @@ class PreferenceObjective:
             "logps/rejected": scores.rejected_B,
         }
         sums = {name: (values_B.sum(), float(len(items))) for name, values_B in figures_B.items()}
-        chosen_change, rejected_change = scores.chosen_B - ref_chosen_B, scores.rejected_B - ref_rejected_B
-        sums["logps/chosen_per_token_change"] = (chosen_change.sum(), float(scores.chosen_tokens_B.sum()))
-        sums["logps/rejected_per_token_change"] = (
-            rejected_change.sum(),
-            float(scores.rejected_tokens_B.sum()),
-        )
+        if refs_B2 is not None:
+            for side, (change, tokens) in scores.changes(refs_B2).items():
+                sums[f"logps/{side}_per_token_change"] = (change, float(tokens))
         return LossSum(out.loss_B.sum(), scores.num_tokens, sums)
 
 
-@torch.no_grad()
 def reference_pairs(
     model: nn.Module,
     groups: Sequence[TokenGroup],
@@ -182,36 +174,51 @@ def reference_pairs(
     max_tokens_per_forward: int,
     precision: Precision = "float32",
 ) -> list[PreferencePair]:
-    """Pairs with the reference's log-probs, computed once and kept in `cache` by (model hash, data hash).
-
-    Args:
-        model: the policy before its first step.
-        ref_model: the reference; None is the policy with its adapters off, or as it is now without adapters.
-        cache: folder for `ref_logps-<key>.safetensors`.
+    """Pairs with the reference's log-probs; the arguments are those of `reference_logps`.
 
     Raises:
         DataError: a group is no pair.
     """
-    adapted = ref_model is None and isinstance(model, PeftModel)
-    ref = model if ref_model is None else ref_model
-    model_hash = fingerprint(ref, frozen_only=adapted)
-    file = cache / f"ref_logps-{short(hash_json([model_hash, groups_hash(groups), precision]))}.safetensors"
-    if not file.exists():
-        parts = []
-        ref.eval()
-        with reference(model) if adapted else nullcontext():
-            for batch in cut(groups, lambda group: group, max_tokens_per_forward):
-                with forward_precision(precision, device_of(ref)):
-                    scores = pair_scores(ref, batch)
-                parts.append(torch.stack([scores.chosen_B, scores.rejected_B], dim=1).cpu())
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_tensors(partial, {"logps_B2": torch.cat(parts)})
-        partial.replace(file)
-    logps_B2 = load_tensors(file)["logps_B2"].tolist()
-    return [
-        PreferencePair(g, chosen, rejected) for g, (chosen, rejected) in zip(groups, logps_B2, strict=True)
-    ]
+    logps = reference_logps(
+        model,
+        [_checked(group) for group in groups],
+        ref_model=ref_model,
+        cache=cache,
+        max_tokens_per_forward=max_tokens_per_forward,
+        precision=precision,
+    )
+    sides = zip(groups, logps[::2], logps[1::2], strict=True)
+    return [PreferencePair(group, chosen, rejected) for group, chosen, rejected in sides]
+
+
+def preference_pairs(
+    model: nn.Module,
+    groups: Sequence[TokenGroup],
+    *,
+    preference: PreferenceSettings,
+    ref_model: nn.Module | None,
+    cache: Path,
+    max_tokens_per_forward: int,
+    precision: Precision = "float32",
+) -> list[PreferencePair]:
+    """Pairs as the method needs them: those of `reference_pairs`, or bare ones where it has no reference.
+
+    Raises:
+        ConfigError: a reference is given to a method that has none.
+        DataError: a group is no pair.
+    """
+    if preference.record().reference:
+        return reference_pairs(
+            model,
+            groups,
+            ref_model=ref_model,
+            cache=cache,
+            max_tokens_per_forward=max_tokens_per_forward,
+            precision=precision,
+        )
+    if ref_model is not None:
+        raise ConfigError(f"{preference.method} uses no reference model", remedy="leave ref_model out")
+    return [PreferencePair(_checked(group)) for group in groups]
 
 
 def train_preference(
@@ -230,14 +237,15 @@ def train_preference(
 
     Args:
         model: the policy as it was before its first step, also when resuming.
-        ref_model: see `reference_pairs`.
+        ref_model: see `reference_logps`; None for methods without a reference.
 
     Returns:
-        TrainResult, with a warning where chosen was displaced.
+        TrainResult, with a warning where chosen was displaced from the reference.
     """
-    pairs = reference_pairs(
+    pairs = preference_pairs(
         model,
         groups,
+        preference=preference,
         ref_model=ref_model,
         cache=folder,
         max_tokens_per_forward=settings.max_tokens_per_forward,
@@ -254,7 +262,7 @@ def train_preference(
         resume=resume,
     )
     rows = list(read_jsonl(folder / "metrics.jsonl"))[-_LAST_ROWS:]
-    warning = displacement_warning(rows, limit=preference.displacement_limit)
+    warning = displacement_warning(rows, limit=preference.displacement_limit or _DISPLACEMENT_LIMIT)
     return replace(result, warnings=(*result.warnings, warning)) if warning else result
 
 
@@ -278,27 +286,29 @@ def displacement_warning(rows: Sequence[Mapping[str, float | None]], *, limit: f
     return (
         f"the margin rose to {margin:.2f}, but the chosen completions became less likely by "
         f"{-change:.2f} nats per token (limit {limit:g}): the policy moves its probability elsewhere; "
-        "try a larger beta, a lower lr or fewer steps, and read samples"
+        "try a larger beta, a lower lr, fewer steps, or a method that holds chosen up (rpo, ipo, apo_zero), "
+        "and read samples"
     )
 
 
 class PreferenceEvaluation(NamedTuple):
-    """Held-out figures of a policy against its reference, with intervals over pairs."""
+    """Held-out figures of a policy, with intervals over pairs; changes are against the reference, or None."""
 
     loss: Estimate
     accuracy: Estimate
     margin: Estimate
-    chosen_per_token_change: float
-    rejected_per_token_change: float
+    chosen_per_token_change: float | None
+    rejected_per_token_change: float | None
 
     def metrics(self) -> dict[str, float]:
-        return {
+        figures = {
             "eval/loss": self.loss.value,
             "eval/accuracy": self.accuracy.value,
             "eval/rewards/margins": self.margin.value,
             "eval/logps/chosen_per_token_change": self.chosen_per_token_change,
             "eval/logps/rejected_per_token_change": self.rejected_per_token_change,
         }
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 @torch.no_grad()
@@ -310,31 +320,27 @@ def evaluate_preference(
     max_tokens_per_forward: int,
     precision: Precision = "float32",
 ) -> PreferenceEvaluation:
-    """Loss, accuracy and margins on held-out pairs (made by `reference_pairs`).
+    """Loss, accuracy and margins on held-out pairs (made by `preference_pairs`).
 
     Raises:
         DataError: no pairs.
     """
     if not pairs:
         raise DataError("there is no held-out pair to evaluate on", remedy="check the split")
-    method = PREFERENCE_METHODS[preference.method]
     columns: dict[str, list[Tensor]] = {"loss": [], "accuracy": [], "margin": []}
-    changes = torch.zeros(2, dtype=torch.float64)
-    counts = torch.zeros(2, dtype=torch.float64)
+    changes: dict[str, list[float]] = {"chosen": [0.0, 0.0], "rejected": [0.0, 0.0]}
     for batch in cut(pairs, lambda pair: pair.group, max_tokens_per_forward):
         with forward_precision(precision, device_of(model)):
             scores = pair_scores(model, [pair.group for pair in batch])
-        refs_B2 = scores.chosen_B.new_tensor([[pair.ref_chosen, pair.ref_rejected] for pair in batch])
-        out = method(scores.chosen_B, scores.rejected_B, refs_B2[:, 0], refs_B2[:, 1], preference)
+        refs_B2 = _refs(scores, batch) if preference.record().reference else None
+        out = _loss(scores, refs_B2, preference)
         columns["loss"].append(out.loss_B.cpu())
         columns["accuracy"].append(accuracy(out.chosen_rewards_B, out.rejected_rewards_B).cpu())
         columns["margin"].append((out.chosen_rewards_B - out.rejected_rewards_B).cpu())
-        policy_B2 = torch.stack([scores.chosen_B, scores.rejected_B], dim=1)
-        changes += (policy_B2 - refs_B2).sum(0).double().cpu()
-        tokens_B2 = torch.stack([scores.chosen_tokens_B, scores.rejected_tokens_B], dim=1)
-        counts += tokens_B2.sum(0).double().cpu()
+        for side, parts in (scores.changes(refs_B2) if refs_B2 is not None else {}).items():
+            changes[side] = [total + float(part) for total, part in zip(changes[side], parts, strict=True)]
     estimates = {name: bootstrap_mean(torch.cat(parts).numpy()) for name, parts in columns.items()}
-    chosen_change, rejected_change = (changes / counts).tolist()
+    means = {side: change / tokens if tokens else None for side, (change, tokens) in changes.items()}
     return PreferenceEvaluation(
-        estimates["loss"], estimates["accuracy"], estimates["margin"], chosen_change, rejected_change
+        estimates["loss"], estimates["accuracy"], estimates["margin"], means["chosen"], means["rejected"]
     )
