@@ -9,10 +9,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -33,11 +34,17 @@ from trueward.models.checkpoint import NUM_PROBES, PROBES_FILE, PROBES_SCHEMA, m
 from trueward.models.heads import check_pad
 from trueward.models.lora import LoraSettings, apply_lora, check_new_tokens
 
-__all__ = ["DTYPES", "LoadedModel", "load_causal", "load_reward", "verify_probes"]
+__all__ = ["DTYPES", "LoadedModel", "Located", "load_causal", "load_reward", "locate_model", "verify_probes"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+# Errors of the hub's HTTP library, whichever it is, count too: those of a proxy are no OSErrors.
+_FETCH_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+)
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -49,16 +56,33 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     path: str
     """Folder or hub id, as it was asked for."""
+    commit: str = ""
+    """Commit of the hub that a hub id stood for; empty for a folder."""
     hash: str
     """SHA-256 of weights and configuration (with adapters: of both)."""
     template_hash: str
     """Hash of the chat template; empty where there is none."""
 
 
-def _folder(path_or_id: str | Path) -> Path:
+class Located(NamedTuple):
+    """Where a model lies. commit: that of the hub; empty for a folder."""
+
+    folder: Path
+    commit: str
+
+
+def locate_model(path_or_id: str | Path, *, download: bool = True) -> Located:
+    """The folder of a model: itself, or the snapshot of a hub id in the hub's cache.
+
+    Args:
+        download: fetch what the cache lacks, and look for a newer commit, where there is a network.
+
+    Raises:
+        ModelError: no such folder, and no hub id that can be had.
+    """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
-        return path
+        return Located(path, "")
     name = str(path_or_id)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
@@ -67,12 +91,16 @@ def _folder(path_or_id: str | Path) -> Path:
             remedy="check the path",
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
-    except (OSError, ValueError) as error:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=not download))
+    except _FETCH_ERRORS as error:
+        why = (
+            f"and could not be fetched: {type(error).__name__}" if download else "and was not downloaded yet"
+        )
         raise ModelError(
-            f"{name} is no folder here and could not be fetched from the hub: {type(error).__name__}",
-            remedy="check the name and the network, or download it and give the folder",
+            f"{name} is no folder here, has no whole copy in the hub's cache, {why}",
+            remedy=f"check the name and the network, run `hf download {name}`, or give a folder",
         ) from error
+    return Located(folder, folder.name)
 
 
 def _check_files(folder: Path) -> None:
@@ -187,11 +215,12 @@ def load_causal(
             not fit.
     """
     prepare_cpu()
-    folder = _folder(path_or_id)
+    folder, commit = locate_model(path_or_id)
     if (folder / "adapter_config.json").is_file():
-        return _load_adapters(
+        adapted = _load_adapters(
             folder, dtype=dtype, lora=lora, device=device, require_template=require_template
         )
+        return replace(adapted, path=str(path_or_id), commit=commit)
     _check_files(folder)
     tokenizer = _load_tokenizer(folder, require_template=require_template)
     model, missing = _load_weights(AutoModelForCausalLM, folder, dtype)
@@ -204,6 +233,7 @@ def load_causal(
         model=wrapped.eval(),
         tokenizer=tokenizer,
         path=str(path_or_id),
+        commit=commit,
         hash=model_hash(folder),
         template_hash=template_hash(tokenizer) if tokenizer.chat_template else "",
     )
@@ -254,7 +284,7 @@ def load_reward(
             end token that are one, probes missing, or other scores than stored.
     """
     prepare_cpu()
-    folder = _folder(path)
+    folder, commit = locate_model(path)
     _check_files(folder)
     tokenizer = _load_tokenizer(folder, require_template=False)
     check_pad(tokenizer)
@@ -287,6 +317,7 @@ def load_reward(
         model=model,
         tokenizer=tokenizer,
         path=str(path),
+        commit=commit,
         hash=model_hash(folder),
         template_hash=template_hash(tokenizer) if tokenizer.chat_template else "",
     )

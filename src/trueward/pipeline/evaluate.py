@@ -15,7 +15,7 @@ from trueward.pipeline.evidence import put_evidence
 from trueward.pipeline.measured import HeldPrompts, Measured, held_prompts, measure_policy, reference_of
 from trueward.pipeline.policy_figures import figures_of, notes_of, samples, win_matrix
 from trueward.pipeline.reward_report import RewardMeasured, measure_reward
-from trueward.pipeline.workspace import Begun, Workspace
+from trueward.pipeline.workspace import Begun, Workspace, hub_origin
 
 __all__ = ["POLICIES", "evaluate"]
 
@@ -77,6 +77,7 @@ def _begin(
         "dtype": recipe.model.dtype,
         "max_tokens": recipe.data.max_tokens,
         "limit": recipe.data.limit,
+        **hub_origin(base),
     }
     return workspace.begin_evaluation(config=config, parents=parents)
 

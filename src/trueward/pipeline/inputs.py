@@ -1,5 +1,6 @@
 """Files that a recipe names: paths and folders become a list of data files, each with a name of its own."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,6 +11,8 @@ from trueward.data.records import Record
 
 __all__ = ["data_files", "renamed", "short_names"]
 
+# A model or data set of the hub, where nothing of that name is here.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -28,6 +31,7 @@ def data_files(given: tuple[Path, ...] | Path | None, *, key: str) -> list[Path]
         raise ConfigError(f"{key} is missing", remedy=f"name a file or a folder: {key}=...")
     found: list[Path] = []
     for path in paths:
+        _refuse_hub_id(path, key=key)
         files = _in_folder(path) if path.is_dir() else [path]
         if not files or not all(file.is_file() for file in files):
             raise DataError(
@@ -37,6 +41,19 @@ def data_files(given: tuple[Path, ...] | Path | None, *, key: str) -> list[Path]
             )
         found += files
     return found
+
+
+def _refuse_hub_id(path: Path, *, key: str) -> None:
+    name = path.as_posix()
+    if path.exists() or path.parent.is_dir() or not _HUB_ID.fullmatch(name):
+        return
+    if name.removesuffix(".gz").endswith(_SUFFIXES):
+        return
+    raise DataError(
+        f"{name} is no file or folder here; if it is a data set of the hub, it has to be downloaded first",
+        remedy=f"`hf download {name} --repo-type dataset --local-dir FOLDER`, then {key}=FOLDER, where the "
+        "data files are",
+    )
 
 
 def _in_folder(folder: Path) -> list[Path]:

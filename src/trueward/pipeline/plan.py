@@ -13,6 +13,7 @@ from typing import Any
 
 from trueward.core.errors import ModelError
 from trueward.data.read_rows import read_rows
+from trueward.models.load import locate_model
 from trueward.pipeline.inputs import data_files
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.testbed_base import shipped_base
@@ -57,12 +58,12 @@ def _elements(folder: Path) -> int:
 
 
 def _model(recipe: Recipe) -> _Model:
-    folder = Path(recipe.model.path) if recipe.model.path else shipped_base()
+    folder = locate_model(recipe.model.path, download=False).folder if recipe.model.path else shipped_base()
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is no model folder here, so nothing can be planned",
             expected="config.json and weights",
-            remedy="check model.path; a model of the hub has to be downloaded before",
+            remedy="check model.path",
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)

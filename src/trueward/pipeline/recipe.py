@@ -36,7 +36,7 @@ class ModelSection(Config):
     """The base model."""
 
     path: str | None = None
-    """Folder or hub id of a causal language model; null is the testbed's own base model."""
+    """Folder, or hub id (`owner/name`), of a causal language model; null is the testbed's own base model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights. Trained weights are float32 whatever this says of frozen ones."""
     lora: LoraSettings | None = None

@@ -4,7 +4,8 @@ Each makes one run folder below the run and one model in it; what a stage needs 
 PPO has a module of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from peft import PeftModel
@@ -21,7 +22,7 @@ from trueward.models.reward_adapter import save_reward_adapter
 from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
 from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
 from trueward.pipeline.training import card, check, save_policy, settings_of, tokenised, training_figures
-from trueward.pipeline.workspace import Begun, Workspace
+from trueward.pipeline.workspace import Begun, Workspace, hub_origin
 from trueward.trainers.preference import evaluate_preference, preference_pairs, train_preference
 from trueward.trainers.reward import RewardPair, train_reward
 from trueward.trainers.sampling import num_steps
@@ -40,7 +41,13 @@ def _parents(workspace: Workspace, parent: LoadedModel, data: FeedbackData[Any])
 
 
 def _begin(
-    workspace: Workspace, stage: str, section: object, parents: dict[str, str], *, adapters: bool = True
+    workspace: Workspace,
+    stage: str,
+    section: object,
+    parents: dict[str, str],
+    *,
+    adapters: bool = True,
+    origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> Begun:
     recipe = workspace.recipe
     lora = recipe.model.lora if adapters else None
@@ -50,6 +57,7 @@ def _begin(
         "dtype": recipe.model.dtype,
         "max_tokens": recipe.data.max_tokens,
         "limit": recipe.data.limit,
+        **origin,
     }
     return workspace.begin(stage, config=config, parents=parents)
 
@@ -60,7 +68,7 @@ def sft(workspace: Workspace) -> None:
     base = workspace.load_to_train("base")
     data = demonstrations(workspace)
     parents = _parents(workspace, base, data)
-    begun = _begin(workspace, "sft", recipe.sft.model_dump(mode="json"), parents)
+    begun = _begin(workspace, "sft", recipe.sft.model_dump(mode="json"), parents, origin=hub_origin(base))
     if begun.done:
         return
     longest, on = recipe.data.max_tokens, recipe.sft.train_on

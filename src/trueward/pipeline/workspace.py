@@ -33,7 +33,15 @@ from trueward.pipeline.testbed_base import shipped_base
 from trueward.registry import Registry
 from trueward.trainers.loop import TrainResult, resume_hint
 
-__all__ = ["Begun", "Interrupted", "Workspace", "open_workspace", "recipe_text", "trackers_of"]
+__all__ = [
+    "Begun",
+    "Interrupted",
+    "Workspace",
+    "hub_origin",
+    "open_workspace",
+    "recipe_text",
+    "trackers_of",
+]
 
 NEWEST_SCHEMA = "trueward.newest/1"
 _INTENTION = re.compile(r"\.?(manifest\.json|recipe\.yaml)(\.[^/]*)?|quarantine/[^/]*")
@@ -230,11 +238,17 @@ class Workspace:
         """Registry id of the base model; its name is that of its folder, or its hub id."""
         name = self.recipe.model.path or "the testbed's base model"
         name = Path(name).name if Path(name).is_dir() else name
-        return self.registry.put("model", {"name": f"base: {name}", "stage": "base", "hash": base.hash})
+        body = {"name": f"base: {name}", "stage": "base", "hash": base.hash, **hub_origin(base)}
+        return self.registry.put("model", body)
 
     def record_of(self, stage: str, kind: str) -> str:
         """Registry id of what a finished stage made."""
         return str(self.run(stage).manifest["results"]["records"][kind])
+
+
+def hub_origin(base: LoadedModel) -> dict[str, Any]:
+    """Hub id and commit of a model that came from there, for manifests and records; nothing for a folder."""
+    return {"hub": {"id": base.path, "commit": base.commit}} if base.commit else {}
 
 
 def trackers_of(recipe: Recipe, stages: Sequence[str]) -> list[str]:
