@@ -152,7 +152,7 @@ def test_it_learns_from_single_labels(tmp_path: Path, name: str) -> None:
     run(tmp_path / "run", model, name, steps=30, lr=0.01, max_tokens_per_forward=400)
     after = evaluate_unpaired(model, held_out, unpaired=settings, max_tokens_per_forward=200)
     assert after.loss.value < before.loss.value
-    # The KL of KTO rises with whatever other prompts call for too; it divides less well than the middle of BCO.
+    # The KL of KTO rises with what other prompts call for too: it divides less well than BCO and its middle.
     assert after.accuracy.value > {"kto": 0.6, "bco": 0.85}[name] > before.accuracy.value
     assert after.metrics()["eval/accuracy"] == after.accuracy.value
     rows = list(read_jsonl(tmp_path / "run" / "metrics.jsonl"))
