@@ -105,6 +105,27 @@ def _run(target: str, recipe: str, overrides: list[str] | None, *, dry_run: bool
         raise typer.Exit(code)
 
 
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str, typer.Option(help="here (this machine, measured for a second), h100, h200, a100 or rtx4090.")
+    ] = "here",
+    gpus: Annotated[int, typer.Option(help="GPUs of one FSDP2 group.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Memory and time of each training stage, before anything is loaded, and what to change."""
+    _call(
+        "trueward.pipeline.predict_report:plan_command",
+        recipe,
+        overrides or [],
+        hardware=hardware,
+        gpus=gpus,
+        as_json=as_json,
+    )
+
+
 def _stage_command(name: str, target: str, text: str) -> None:
     def command(
         recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False
@@ -124,6 +145,7 @@ for _name, _target, _text in (
     ("reward", "trueward.pipeline.stages:reward", "A reward model from comparisons."),
     ("dpo", "trueward.pipeline.stages:dpo", "Direct preference optimisation."),
     ("ppo", "trueward.pipeline.ppo:ppo", "PPO against the reward model, under a KL budget."),
+    ("grpo", "trueward.pipeline.group:grpo", "GRPO and its relatives against verifiers."),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),
     (
         "gate",

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from trueward.core.config import apply_overrides, build
 from trueward.core.shipped import recipe_mapping
+from trueward.pipeline.advice import out_of_memory, ran_out
 from trueward.pipeline.plan import plan
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.workspace import Interrupted, open_workspace, recipe_text
@@ -34,6 +35,9 @@ def resolve(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def command(target: str, recipe: str, overrides: Sequence[str], *, dry_run: bool, resume: bool) -> int:
     """Run `module:function` on the resolved recipe.
 
+    Raises:
+        RunError: memory ran out; the sentence has the plan's advice.
+
     Returns:
         Exit code: 0, 1 when the gate refused as its own command, or 130 after a signal.
     """
@@ -48,9 +52,15 @@ def command(target: str, recipe: str, overrides: Sequence[str], *, dry_run: bool
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
     function = getattr(importlib.import_module(module), name)
     console = Console(stderr=True)
+    workspace = open_workspace(resolved, console=console, resume=resume)
     try:
-        result = function(open_workspace(resolved, console=console, resume=resume))
+        result = function(workspace)
     except Interrupted as stop:
         console.print(str(stop), markup=False, highlight=False, soft_wrap=True)
         return INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        left = [s for s in (resolved.stages if name == "run" else [name]) if not workspace.has(s)]
+        raise out_of_memory(resolved, left) from error
     return REFUSED if result is False else 0

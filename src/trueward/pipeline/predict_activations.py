@@ -1,0 +1,153 @@
+"""Bytes that a forward holds per token: what autograd keeps for the backward, and what one layer needs at
+work.
+
+Counted operation by operation for the layers as transformers writes them, run by the packed engine; nothing
+is fitted. tests/pipeline/test_predict_activations.py compares it with the tensors that autograd saves.
+Letters in comments: D width, A query width, B key width, F inner width, H heads, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from trueward.pipeline.predict_shape import Shape
+
+__all__ = [
+    "SLOT_WASTE",
+    "Arithmetic",
+    "Row",
+    "cast_weights",
+    "kept_per_layer",
+    "kept_rest",
+    "working_backward",
+    "working_forward",
+]
+
+_FLOAT, _HALF = 4, 2
+# A bucket may hold a fifth more query-key cells than needed (attention._WASTE), hence a tenth more slots.
+SLOT_WASTE = 1.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arithmetic:
+    """How a stage computes.
+
+    weight_bytes: of a weight that is not trained, 4 or 2. autocast: matrix products in bfloat16.
+    lora: rank of the adapters; 0 trains every weight (in float32). gpu: attention follows the products'
+    precision; on a processor its training is float32 throughout (see models.attention).
+    """
+
+    weight_bytes: int
+    autocast: bool
+    lora: int
+    gpu: bool = False
+
+    @property
+    def compute_bytes(self) -> int:
+        """Of what matrix products give."""
+        return _HALF if self.autocast or self.weight_bytes == _HALF else _FLOAT
+
+    @property
+    def attention_bytes(self) -> int:
+        """Of queries, keys, values and results that attention keeps."""
+        return self.compute_bytes if self.gpu else _FLOAT
+
+    @property
+    def full(self) -> bool:
+        return self.lora == 0
+
+
+class Row(NamedTuple):
+    """A packed row. queries, keys: slots of the attention's buckets, padding included; a shared prompt has
+    key slots for each further completion.
+
+    scored: tokens that go through the vocabulary head. mask: elements of attention masks.
+    """
+
+    tokens: float
+    queries: float
+    keys: float
+    scored: float
+    mask: float
+
+
+def _norm(width: int, how: Arithmetic, *, low: bool = False) -> int:
+    """RMSNorm. low: its input is bfloat16, of which a float32 copy is kept."""
+    # The input in float32 and 1 / rms; and, where the scale is trained, the normalised input.
+    return _FLOAT * width + _FLOAT + (how.full * width * (_HALF if low else _FLOAT))
+
+
+def _layer_norm(width: int, how: Arithmetic) -> int:
+    return how.weight_bytes * width + 2 * _FLOAT
+
+
+def _input(width: int, how: Arithmetic, *, consumers: int, low: bool) -> int:
+    """Input of matrices that read the same tensor. low: it comes in the precision of the products."""
+    if how.autocast:
+        # Every product casts for itself, unless the input is bfloat16 already and no adapter casts it up.
+        return _HALF * width * (1 if how.full and low else consumers)
+    # Adapters are float32 and cast up what they read, each for itself.
+    return _FLOAT * width * (consumers if how.weight_bytes == _HALF else 1)
+
+
+def _attention_per_query(shape: Shape, how: Arithmetic) -> float:
+    """Kept per query slot by attention itself: q, its result, log-sum-exp."""
+    return 2 * how.attention_bytes * shape.query_width + _FLOAT * shape.num_heads
+
+
+def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Bytes that autograd keeps of one layer for a row."""
+    low = how.compute_bytes == _HALF
+    d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
+    if shape.gated:
+        norms = 2 * _norm(d, how)
+        # Gemma normalises and scales in float32 throughout.
+        halved = low and not shape.post_norms
+        norms += 2 * _norm(d, how) if shape.post_norms else 0
+        norms += _norm(a, how, low=halved) + _norm(b, how, low=halved) if shape.head_norms else 0
+        inputs = _input(d, how, consumers=3, low=False) + _input(d, how, consumers=2, low=False)
+        adapters = 7 * how.lora
+    else:
+        norms = 2 * _layer_norm(d, how)
+        inputs = _input(d, how, consumers=1, low=False) + _input(d, how, consumers=1, low=False)
+        adapters = 4 * how.lora
+    # The row's own order is restored after attention: a copy that the output matrix reads.
+    inputs += _input(a, how, consumers=1, low=low)
+    inputs += _input(f, how, consumers=1, low=low)
+    mlp = (shape.mlp_values - 1) * how.compute_bytes * f
+    # Two masks in float32 of what is dropped.
+    dropped = 2 * _FLOAT * d if shape.dropout else 0
+    low_rank = adapters * (_HALF if how.autocast else _FLOAT)
+    per_token = norms + inputs + mlp + dropped + low_rank
+    attention = _attention_per_query(shape, how) * row.queries + 2 * how.attention_bytes * b * row.keys
+    return per_token * row.tokens + attention
+
+
+def kept_rest(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Bytes kept outside of the layers: rotary tables, last norm, hidden states of scored tokens, masks."""
+    last = _norm(shape.width, how) if shape.gated else _layer_norm(shape.width, how)
+    rotary = 2 * _FLOAT * shape.head_dim if shape.gated else 0
+    # Ids, positions and the plan's indices are int64.
+    indices = 8 * 6
+    scored = shape.width * how.compute_bytes * row.scored
+    return (last + rotary + indices) * row.tokens + scored + _FLOAT * row.mask
+
+
+def cast_weights(shape: Shape, how: Arithmetic) -> int:
+    """bfloat16 copies of float32 matrices that autocast makes, and that the backward reads again."""
+    return _HALF * shape.matrix_parameters if how.autocast and how.weight_bytes == _FLOAT else 0
+
+
+def working_forward(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Bytes at work in one layer beyond what is kept: the wider of its two halves."""
+    size = how.compute_bytes
+    d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
+    stream = 2 * how.weight_bytes * d
+    mlp = 3 * size * f
+    # q, k, v; rotated q and k with the halves they are made of; slots.
+    attention = 4 * size * a + 4 * size * b + _FLOAT * a
+    return (stream + max(mlp, attention)) * row.tokens
+
+
+def working_backward(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Bytes of gradients at work in one layer: of the stream, and of the MLP's inner values."""
+    return (2 * how.weight_bytes * shape.width + 2 * how.compute_bytes * shape.inner) * row.tokens

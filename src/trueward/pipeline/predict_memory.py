@@ -1,0 +1,331 @@
+"""Peak memory of a stage: what lies in memory at each of its widest moments, part by part; the peak is the
+widest moment.
+
+    training      weights + gradients + AdamW's two moments + frozen roles + activations + the head's chunk
+    scoring       weights + frozen roles + one layer at work (reference pass, held-out items, rollouts)
+    drawing       weights + frozen roles + moments + keys and values + logits (PPO, GRPO)
+Gradients appear while the activations go, so a step has two widest moments: where its backward starts, and
+where it ends. With several GPUs everything is per GPU, under FSDP2: weights, gradients and moments in shards.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from trueward.pipeline.hardware import Device
+from trueward.pipeline.predict_activations import (
+    SLOT_WASTE,
+    Arithmetic,
+    Row,
+    cast_weights,
+    kept_per_layer,
+    kept_rest,
+    working_backward,
+    working_forward,
+)
+from trueward.pipeline.predict_shape import Shape
+from trueward.pipeline.predict_work import TrainedStage, Work
+from trueward.pipeline.recipe import Recipe
+from trueward.trainers.group_settings import GroupSettings
+from trueward.trainers.ppo_settings import PPOSettings
+from trueward.trainers.settings import TrainSettings
+
+__all__ = ["Memory", "Moment", "Part", "Roles", "predict_memory", "roles_of", "row_of"]
+
+_FLOAT, _HALF = 4, 2
+_BYTES = {"float32": 4, "bfloat16": 2}
+# models.head: logits of one chunk, and up to how many their softmax is kept; a chunk is turned in place, and
+# its gradient is there once more in the precision of the products.
+_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_GPU, _KEPT_ELEMENTS, _CHUNK_COPIES = 1 << 24, 1 << 27, 1 << 24, 2
+# rollouts.local: bounds of one part of the drawing; rollouts.decoding: first capacity.
+_KV_BYTES, _KV_SHARE_GPU, _FIRST_CAPACITY = 1 << 30, 0.125, 64
+_LOGITS_ELEMENTS, _LOGITS_ELEMENTS_GPU = 1 << 25, 1 << 28
+# rollouts.sampling.draw: logits, their log-softmax and its exponential in float32, cumulative sum in float64.
+_DRAW_BYTES = 4 + 4 + 4 + 8
+
+
+class Part(NamedTuple):
+    """Bytes of one kind of thing."""
+
+    name: str
+    size: float
+
+
+class Moment(NamedTuple):
+    """What lies in memory together."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> float:
+        return sum(part.size for part in self.parts)
+
+
+class Memory(NamedTuple):
+    """All wide moments of a stage; the peak is the widest. tokens: of the largest forward with gradients."""
+
+    stage: TrainedStage
+    moments: tuple[Moment, ...]
+    tokens: float
+
+    @property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """What a stage holds beside its data, parameters. trained: moved by the optimizer.
+
+    base: of the model that is trained, its frozen part included. frozen: roles beside it, float32, by name.
+    tables: vocabulary tables that are trained (0, 1, 2). tied: the trained table is head and embeddings.
+    kept_policies: copies of the trained weights that PPO has at most, for its KL budget.
+    """
+
+    how: Arithmetic
+    base: int
+    trained: int
+    frozen: tuple[tuple[str, int], ...]
+    tables: int
+    tied: bool
+    scored: bool
+    kept_policies: int = 0
+
+
+def _arithmetic(recipe: Recipe, stage: TrainedStage, *, gpu: bool) -> Arithmetic:
+    lora = recipe.reward.lora if stage == "reward" else recipe.model.lora
+    frozen = _BYTES[recipe.model.dtype] if lora is not None and stage != "reward" else _FLOAT
+    trains: dict[TrainedStage, TrainSettings | PPOSettings | GroupSettings] = {
+        "sft": recipe.sft.train,
+        "reward": recipe.reward.train,
+        "dpo": recipe.dpo.train,
+        "ppo": recipe.ppo.train,
+        "grpo": recipe.grpo.train,
+    }
+    train = trains[stage]
+    return Arithmetic(
+        weight_bytes=frozen,
+        autocast=train.precision == "bfloat16",
+        lora=0 if lora is None else lora.r,
+        gpu=gpu,
+    )
+
+
+def roles_of(recipe: Recipe, shape: Shape, stage: TrainedStage, *, gpu: bool = False) -> Roles:
+    """Which models a stage holds, as `pipeline.stages` and `pipeline.ppo` load them."""
+    how, lora = (
+        _arithmetic(recipe, stage, gpu=gpu),
+        recipe.reward.lora if stage == "reward" else recipe.model.lora,
+    )
+    base = shape.backbone_parameters if stage == "reward" else shape.num_parameters
+    tables = (1 if shape.tied or stage == "reward" else 2) if lora is None or lora.train_embeddings else 0
+    trained = base if lora is None else shape.adapter_parameters(lora.r) + tables * shape.table_parameters
+    frozen: list[tuple[str, int]] = []
+    kept = 0
+    if stage == "reward":
+        frozen.append(("the SFT model it starts from", shape.num_parameters))
+    if stage == "grpo" and lora is None and recipe.grpo.train.reference:
+        frozen.append(("reference", shape.num_parameters))
+    if stage == "ppo":
+        train = recipe.ppo.train
+        shared = recipe.ppo.one_backbone and recipe.reward.lora is not None
+        if lora is None:
+            frozen.append(("reference and reward model" if shared else "reference", shape.num_parameters))
+        if not shared:
+            frozen.append(("reward model", shape.backbone_parameters))
+        if train.value_backbone == "separate":
+            trained, base = 2 * trained, 2 * base
+        kept = 0 if train.kl_budget is None else 2
+    return Roles(
+        how=how,
+        base=base,
+        trained=trained,
+        frozen=tuple(frozen),
+        tables=tables,
+        tied=shape.tied,
+        scored=stage != "reward",
+        kept_policies=kept,
+    )
+
+
+def row_of(work: Work, tokens: float) -> Row:
+    """A row of `tokens` tokens of a stage's items."""
+    items = tokens / work.item_tokens
+    scored = tokens * work.completion_share
+    completion = scored / items / work.completions
+    prompt = work.item_tokens - completion * work.completions
+    shared = work.completions - 1
+    return Row(
+        tokens=tokens,
+        queries=tokens * SLOT_WASTE,
+        keys=(tokens + items * shared * prompt) * SLOT_WASTE,
+        scored=scored,
+        mask=items * shared * completion * (prompt + completion),
+    )
+
+
+def _head(shape: Shape, scored: float, *, gpu: bool) -> float:
+    """Bytes of the vocabulary head at work."""
+    elements = scored * shape.vocab_size
+    kept = _FLOAT * elements if elements <= _KEPT_ELEMENTS else 0
+    chunk = min(elements, max(_CHUNK_ELEMENTS_GPU if gpu else _CHUNK_ELEMENTS, shape.vocab_size))
+    return kept + _CHUNK_COPIES * _FLOAT * chunk
+
+
+def _parts(named: Iterable[tuple[str, float]]) -> tuple[Part, ...]:
+    return tuple(Part(name, size) for name, size in named if size > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """What the moments of one stage are made of."""
+
+    work: Work
+    shape: Shape
+    roles: Roles
+    device: Device
+
+    @property
+    def shards(self) -> int:
+        return self.device.gpus
+
+    @property
+    def held(self) -> list[tuple[str, float]]:
+        """There at every moment."""
+        roles, how = self.roles, self.roles.how
+        weights = how.weight_bytes * roles.base + (0 if how.full else _FLOAT * roles.trained)
+        held = [("process", float(self.device.process_bytes)), ("weights", weights / self.shards)]
+        held += [(name, _FLOAT * count / self.shards) for name, count in roles.frozen]
+        if self.shards > 1:
+            held.append(("whole weights of two layers, gathered, with gradients", self._gathered()))
+        if roles.kept_policies:
+            held.append(("policy kept for the KL budget", _FLOAT * roles.trained / self.shards))
+        return held
+
+    def _gathered(self) -> float:
+        """FSDP2 holds the layer in use and the next one whole in bfloat16, the tables throughout, and a
+        layer's gradients in float32 until they are reduced."""
+        tables = (1 if self.shape.tied else 2) * self.shape.table_parameters
+        gradient = _FLOAT * self.shape.layer_parameters if self.roles.how.full else 0
+        return _HALF * (2 * self.shape.layer_parameters + tables) + gradient
+
+    @property
+    def gradients(self) -> float:
+        return _FLOAT * self.roles.trained / self.shards
+
+    @property
+    def moments(self) -> float:
+        return 2 * _FLOAT * self.roles.trained / self.shards
+
+    @property
+    def table(self) -> float:
+        """Gradient of one vocabulary table; every GPU makes the whole one."""
+        return _FLOAT * self.shape.table_parameters if self.roles.tables else 0.0
+
+    def training(self) -> list[Moment]:
+        """The two widest moments of a step, from the second step on."""
+        work, shape, how = self.work, self.shape, self.roles.how
+        row = row_of(work, work.forward_tokens)
+        layer, rest = kept_per_layer(shape, how, row), kept_rest(shape, how, row)
+        casts = 0 if self.shards > 1 else cast_weights(shape, how)
+        if work.checkpointing:
+            stream = how.weight_bytes * shape.width * row.tokens
+            kept = [
+                ("inputs of the layers", shape.num_layers * stream + rest),
+                ("one layer computed again", layer),
+            ]
+        else:
+            kept = [("activations", shape.num_layers * layer + rest), ("weights cast to bfloat16", casts)]
+        before = self.gradients if work.forwards > 1 else 0.0
+        head = [
+            ("vocabulary head at work", _head(shape, row.scored, gpu=how.gpu)),
+            ("gradient of the head", self.table),
+        ]
+        start = [
+            *self.held,
+            ("moments of AdamW", self.moments),
+            ("gradients so far", before),
+            *kept,
+            ("gradients at work", working_backward(shape, how, row)),
+            *(head if self.roles.scored else []),
+        ]
+        both = self.roles.tied and self.roles.scored
+        end = [
+            *self.held,
+            ("moments of AdamW", self.moments),
+            ("gradients", self.gradients),
+            ("gradient of the embeddings, before it is added", self.table * (both + (work.forwards > 1))),
+            ("one layer's activations", layer + working_backward(shape, how, row)),
+        ]
+        return [
+            Moment("start of the backward", _parts(start)),
+            Moment("end of the backward", _parts(end)),
+        ]
+
+    def scoring(self) -> Moment:
+        """A forward without gradients."""
+        row = row_of(self.work, self.work.scoring_tokens)
+        work = working_forward(self.shape, self.roles.how, row)
+        hidden = 2 * _FLOAT * self.shape.width * row.tokens + _FLOAT * row.mask
+        parts = [
+            *self.held,
+            ("moments of AdamW", self.moments),
+            ("one layer at work", work + hidden),
+            (
+                "vocabulary head at work",
+                _head(self.shape, row.scored, gpu=self.device.gpu) if self.roles.scored else 0.0,
+            ),
+        ]
+        return Moment("a forward without gradients", _parts(parts))
+
+    def drawing(self) -> Moment:
+        """Rollouts, with the moments of AdamW beside them."""
+        work, shape = self.work, self.shape
+        per_token = 2 * shape.num_layers * shape.kv_width * self.roles.how.weight_bytes
+        capacity = _FIRST_CAPACITY
+        while capacity < work.new_tokens:
+            capacity *= 2
+        prompt = work.sequence_tokens - work.new_tokens
+        gpu = self.device.gpu
+        logits_bound = _LOGITS_ELEMENTS_GPU if gpu else _LOGITS_ELEMENTS
+        cache_bound = _KV_SHARE_GPU * self.device.memory_bytes if gpu else _KV_BYTES
+        whole = (prompt + work.new_tokens) * per_token
+        rows = max(1.0, min(work.rows, logits_bound / shape.vocab_size, cache_bound / whole))
+        # While the table of drawn keys grows, the old one is still there.
+        grown = capacity * (1.5 if capacity > _FIRST_CAPACITY else 1.0)
+        cache = per_token * rows * (prompt / work.completions + grown)
+        logits = rows * shape.vocab_size * _DRAW_BYTES
+        prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0)
+        extra = _FLOAT * self.roles.trained / self.shards if self.roles.kept_policies > 1 else 0.0
+        parts = [
+            *self.held,
+            ("moments of AdamW", self.moments),
+            ("keys and values", cache),
+            ("logits being drawn from", logits),
+            ("prompts at work", working_forward(shape, self.roles.how, prefill)),
+            ("policy being copied", extra),
+        ]
+        return Moment("drawing completions", _parts(parts))
+
+
+def predict_memory(recipe: Recipe, shape: Shape, work: Work, device: Device) -> Memory:
+    """Peak memory of a stage on a device (per GPU, where there are several)."""
+    work = _per_gpu(work, device.gpus)
+    stage = _Stage(
+        work=work, shape=shape, roles=roles_of(recipe, shape, work.stage, gpu=device.gpu), device=device
+    )
+    moments = [*stage.training(), stage.scoring()]
+    if work.new_tokens:
+        moments.append(stage.drawing())
+    return Memory(work.stage, tuple(moments), work.forward_tokens)
+
+
+def _per_gpu(work: Work, gpus: int) -> Work:
+    """The share of one GPU: the items of a step are divided, one item at least."""
+    if gpus == 1:
+        return work
+    step = max(work.item_tokens, work.step_tokens / gpus)
+    tokens = min(step, work.max_tokens_per_forward)
+    return replace(work, forward_tokens=tokens, forwards=math.ceil(step / tokens))
