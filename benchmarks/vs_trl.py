@@ -6,21 +6,21 @@ is measured by the kernel. What is measured and what it means: benchmarks/README
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
+from benchmarks.process import ALLOCATORS, run_module
 from benchmarks.vs_trl_table import FLOORS, Comparison, Run, compare, table
 from benchmarks.vs_trl_work import (
     METHODS,
     Job,
+    Size,
     batches_of,
     data_file,
     groups_of,
@@ -28,19 +28,12 @@ from benchmarks.vs_trl_work import (
     real_tokens,
     write_pairs,
 )
-from trueward.core.errors import RunError, TruewardError
-from trueward.core.files import read_json, write_json
+from trueward.core.errors import TruewardError
+from trueward.core.files import write_json
 
 __all__ = ["ALLOCATORS", "SIDES", "main", "parse", "plan"]
 
 SIDES = {"trueward": "benchmarks.vs_trl_ours", "trl": "benchmarks.vs_trl_theirs"}
-ALLOCATORS: Mapping[str, Mapping[str, str]] = {
-    "default": {},
-    # glibc keeps what it has: no memory of its own for large blocks, none given back to the kernel.
-    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
-}
-
-
 _RECOMPUTE = {
     "off": "as one batch",
     "peer": "TRL recomputes activations",
@@ -69,6 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="pairs (SFT: answers) per step")
     parser.add_argument("--max-length", type=int, default=512, help="longest prompt plus answer, in tokens")
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of runs for each line of the table")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--allocator", choices=[*ALLOCATORS, "both"], default="default")
@@ -99,6 +93,7 @@ def plan(asked: argparse.Namespace, work: Path) -> list[Case]:
             threads=asked.threads,
             checkpointing=recompute == "both",
             forward_tokens=asked.forward_tokens,
+            precision=asked.precision,
         )
         for allocator in allocators:
             words = [_RECOMPUTE[recompute]]
@@ -116,20 +111,7 @@ def run_process(side: str, job: Job, allocator: str, folder: Path) -> Run:
     Raises:
         RunError: the process failed; its last lines are in the message.
     """
-    asked, result = folder / "job.json", folder / "result.json"
-    write_json(asked, job._asdict())
-    threads = {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-m", SIDES[side], str(asked), str(result)],
-        env={**os.environ, **threads, **quiet, **ALLOCATORS[allocator]},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RunError(f"{side} failed on {job.method}", value=done.stderr[-2000:])
-    return Run.of(read_json(result))
+    return Run.of(run_module(SIDES[side], job._asdict(), folder, threads=job.threads, allocator=allocator))
 
 
 def measure(case: Case, *, rounds: int, folder: Path, console: Console) -> tuple[Comparison, list[Run]]:
@@ -157,8 +139,8 @@ def _conditions(asked: argparse.Namespace, parameters: int) -> str:
     names = ("torch", "transformers", "trl")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     return (
-        f"{parameters / 1e6:.1f}M parameters, float32, batch {asked.batch}, at most {asked.max_length} "
-        f"tokens, {asked.steps} steps, {asked.threads} thread(s); {versions}"
+        f"{parameters / 1e6:.1f}M parameters, {asked.precision}, batch {asked.batch}, at most "
+        f"{asked.max_length} tokens, {asked.steps} steps, {asked.threads} thread(s); {versions}"
     )
 
 
@@ -172,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="trueward-vs-trl-") as name:
         work = Path(name)
         file = data_file(asked.data)
-        parameters = make_model(work, path=asked.model, width=asked.width, layers=asked.layers, seed=0)
+        size = Size.of_width(asked.width, asked.layers)
+        parameters = make_model(work, path=asked.model, size=size, seed=0)
         write_pairs(work, file, count=asked.steps * asked.batch, max_length=asked.max_length, seed=0)
         rows: list[Comparison] = []
         records: list[dict[str, object]] = []

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from benchmarks.peak import training_flops
 from benchmarks.vs_trl_watch import Watch, run
 from benchmarks.vs_trl_work import Job, groups_of, settings_of
 from trueward.core.files import read_jsonl
+from trueward.models import prepare_cpu
+from trueward.models.packing import count_tokens
 from trueward.trainers.preference import PreferenceSettings, train_preference
 from trueward.trainers.reward import RewardPair, RewardSettings, train_reward
 from trueward.trainers.sft import train_sft
@@ -36,7 +39,13 @@ def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
         preference = PreferenceSettings(beta=0.1)
         train_preference(model, groups, settings=settings, preference=preference, folder=folder, bar=watch)
     watch.losses = [float(row["loss"]) for row in read_jsonl(folder / "metrics.jsonl")]
+    # Prompts once a pair; a reward model has no vocabulary head, and DPO's reference is a forward more.
+    row_tokens = sum(map(count_tokens, groups))
+    scored = 0 if job.method == "reward" else sum(len(c.ids) for g in groups for c in g.completions)
+    watch.model_flops = training_flops(
+        model, row_tokens=row_tokens, scored_tokens=scored, factor=8 if job.method == "dpo" else 6
+    )
 
 
 if __name__ == "__main__":
-    run(train)
+    run(train, prepare=prepare_cpu)

@@ -3,6 +3,7 @@
 Nothing is measured here. A run is a `Run`; a pair is a run of Trueward and the run of TRL that followed it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -30,6 +31,8 @@ class Run:
 
     seconds, cpu_seconds: from the start of training to the end of the last step.
     peak_bytes: highest memory of the process while it trained; loaded_bytes: before, with the model loaded.
+    model_flops: operations of the products that the tokens need (0 for TRL, whose tokens are not counted);
+    matmul_flops_per_s: what the machine reaches in that precision, measured after training.
     """
 
     seconds: float
@@ -37,6 +40,8 @@ class Run:
     losses: tuple[float, ...]
     loaded_bytes: int
     peak_bytes: int
+    model_flops: float = 0.0
+    matmul_flops_per_s: float = math.inf
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Run":
@@ -47,12 +52,19 @@ class Run:
             losses=tuple(result["losses"]),
             loaded_bytes=result["loaded_bytes"],
             peak_bytes=result["peak_bytes"],
+            model_flops=result["model_flops"],
+            matmul_flops_per_s=result["matmul_flops_per_s"],
         )
 
     @property
     def training_bytes(self) -> int:
         """What training took on top of the loaded model."""
         return self.peak_bytes - self.loaded_bytes
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the machine's matrix peak (MFU) over the whole run."""
+        return self.model_flops / self.seconds / self.matmul_flops_per_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +85,8 @@ class Comparison:
     memory: float
     total_memory: float
     loss_difference: float
+    utilisation: float
+    matmul_gflops_per_s: float
 
     def meets(self, floor: Floor) -> bool:
         return (
@@ -121,6 +135,8 @@ def compare(
         memory=median(a.training_bytes / b.training_bytes for a, b in pairs),
         total_memory=median(a.peak_bytes / b.peak_bytes for a, b in pairs),
         loss_difference=max(loss_difference(a.losses, b.losses) for a, b in pairs),
+        utilisation=median(run.utilisation for run in ours),
+        matmul_gflops_per_s=median(run.matmul_flops_per_s / 1e9 for run in ours),
     )
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.vs_trl_theirs JOB.json RESULT.json
 TRL tokenises the conversations itself, before the clock starts; the run ends if its ids are not Trueward's.
-Its settings are its own defaults, but for those that fix the comparison: float32, constant learning rate, the
-order of the pairs, no files, no reports.
+Its settings are its own defaults, but for those that fix the comparison: precision, constant learning rate,
+the order of the pairs, no files, no reports.
 """
 
 from collections.abc import Callable
@@ -82,7 +82,7 @@ def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=settings.max_grad_norm,
-        bf16=False,
+        bf16=job.precision == "bfloat16",
         gradient_checkpointing=job.checkpointing,
         train_sampling_strategy="sequential",
         save_strategy="no",
@@ -116,4 +116,5 @@ def _recording(step: Callable[..., torch.Tensor], watch: Watch) -> Callable[...,
 
 
 if __name__ == "__main__":
-    run(train)
+    # No settings of the processor: a user of TRL has none.
+    run(train, prepare=lambda: None)

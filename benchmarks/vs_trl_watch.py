@@ -1,4 +1,4 @@
-"""What is measured of one side while it trains: ends of steps, losses, memory of the process.
+"""What is measured of one side while it trains: ends of steps, losses, memory of the process, matrix peak.
 
 Memory is what the kernel counts (VmRSS, VmHWM in /proc/self/status). Time is wall clock and processor time;
 the second is not disturbed by what else runs on the machine.
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from benchmarks.peak import matmul_flops_per_s
 from benchmarks.vs_trl_work import Job
 from trueward.core.files import read_json, write_json
-from trueward.models import prepare_cpu
 
 __all__ = ["Watch", "memory_bytes", "run"]
 
@@ -41,6 +41,7 @@ class Watch:
         self.ends_cpu_s: list[float] = []
         self.losses: list[float] = []
         self.loaded_bytes = self.peak_bytes = 0
+        self.model_flops = 0.0
 
     def loaded(self) -> None:
         """The model is in memory and the trainer is not yet; the kernel's high-water mark starts anew."""
@@ -58,6 +59,11 @@ class Watch:
         self.ends_cpu_s.append(time.process_time() - self.started_cpu_s)
         self.peak_bytes = memory_bytes("VmHWM")
 
+    def figures(self) -> dict[str, Any]:
+        """What was seen, as JSON values."""
+        names = ("ends_s", "ends_cpu_s", "losses", "loaded_bytes", "peak_bytes", "model_flops")
+        return {name: getattr(self, name) for name in names}
+
 
 def _load(job: Job) -> PreTrainedModel:
     auto: Any = AutoModelForSequenceClassification if job.method == "reward" else AutoModelForCausalLM
@@ -68,27 +74,22 @@ def _load(job: Job) -> PreTrainedModel:
     return model
 
 
-def run(train: Callable[[Job, PreTrainedModel, Watch], None]) -> None:
+def run(train: Callable[[Job, PreTrainedModel, Watch], None], *, prepare: Callable[[], object]) -> None:
     """Run one side: `python -m MODULE JOB.json RESULT.json`.
 
     Args:
-        train: calls `start` when it begins to train, `update` after every step, and fills `losses`.
+        train: calls `start` when it begins to train, `update` after every step, and fills `losses`
+            (Trueward's side also `model_flops`).
+        prepare: what the side does to the process before it loads a model. Denormals are zero on both sides.
     """
     asked, result = map(Path, sys.argv[1:])
     job = Job(**read_json(asked))
     torch.set_num_threads(job.threads)
-    prepare_cpu()
+    torch.set_flush_denormal(True)
+    prepare()
     watch = Watch()
     model = _load(job)
     watch.loaded()
     train(job, model, watch)
-    write_json(
-        result,
-        {
-            "ends_s": watch.ends_s,
-            "ends_cpu_s": watch.ends_cpu_s,
-            "losses": watch.losses,
-            "loaded_bytes": watch.loaded_bytes,
-            "peak_bytes": watch.peak_bytes,
-        },
-    )
+    peak = matmul_flops_per_s(getattr(torch, job.precision))
+    write_json(result, {**watch.figures(), "matmul_flops_per_s": peak})

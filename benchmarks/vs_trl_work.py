@@ -8,7 +8,7 @@ and memory do not depend on what the weights say.
 import gzip
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,21 +32,25 @@ from trueward.data.importers import import_file
 from trueward.data.records import Comparison
 from trueward.models import load_causal, reward_from_causal
 from trueward.trainers.sampling import sampler_of
-from trueward.trainers.settings import TrainSettings
+from trueward.trainers.settings import Precision, TrainSettings
 
 __all__ = [
     "METHODS",
+    "SIZES",
     "Job",
     "Method",
     "Row",
+    "Size",
     "batches_of",
     "data_file",
     "expected_ids",
+    "gpt2_tokenizer",
     "groups_of",
     "make_model",
     "read_pairs",
     "real_tokens",
     "settings_of",
+    "shared",
     "write_pairs",
 ]
 
@@ -62,6 +66,29 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
+
+class Size(NamedTuple):
+    """A random Llama with tied embeddings. vocab_size: None takes all of GPT-2's vocabulary."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab_size: int | None = None
+
+    @classmethod
+    def of_width(cls, width: int, layers: int) -> "Size":
+        """The proportions of SmolLM: heads of 64, a third as many for keys and values."""
+        return cls(width, layers, width // 64, max(1, width // 192), width * 8 // 3)
+
+
+SIZES: Mapping[str, Size] = {
+    "135M": Size(576, 30, 9, 3, 1536, 49_152),
+    "small": Size(256, 4, 4, 2, 704),
+    "tiny": Size(64, 2, 1, 1, 128, 1024),
+}
+"""`135M` is SmolLM's shape; `small` has GPT-2's whole vocabulary; `tiny` is for trying the programs out."""
 
 Row = dict[str, Any]
 """prompt, chosen, rejected as messages; prompt_ids, chosen_ids, rejected_ids as lists of ids."""
@@ -83,6 +110,8 @@ class Job(NamedTuple):
     checkpointing: bool
     forward_tokens: int | None = None
     """Largest forward of Trueward, tokens; None takes the whole batch at once, as TRL does."""
+    precision: Precision = "float32"
+    """Arithmetic of the matrix products; weights and optimizer are float32 on both sides."""
 
 
 def shared() -> Path:
@@ -106,11 +135,12 @@ def data_file(path: Path | None) -> Path:
     return file
 
 
-def gpt2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def gpt2_tokenizer(folder: Path, *, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
     """GPT-2's byte-level BPE with a chat template and a pad token of its own.
 
     Args:
         folder: holds encoder.json.gz and vocab.bpe.gz.
+        vocab_size: keep only the first merges, so that the tokenizer has so many tokens; None keeps all.
 
     Raises:
         DataError: the files are not there.
@@ -126,6 +156,10 @@ def gpt2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     with gzip.open(folder / "vocab.bpe.gz", "rt", encoding="utf-8") as stream:
         lines = stream.read().splitlines()[1:]
     merges = [(first, second) for first, second in (line.split() for line in lines if line)]
+    if vocab_size is not None:
+        # Ids are in the order of the merges, the bytes first.
+        merges = merges[: vocab_size - len(_SPECIAL) - 256]
+        vocab = {token: index for token, index in vocab.items() if index < 256 + len(merges)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -139,27 +173,25 @@ def gpt2_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(folder: Path, *, path: str | None, width: int, layers: int, seed: int) -> int:
+def make_model(folder: Path, *, path: str | None, size: Size, seed: int) -> int:
     """Write `causal/` and `reward/` into `folder`: the same backbone under a vocabulary head and a score.
 
     Args:
-        path: a model folder to take; None makes a random Llama with the proportions of SmolLM (heads of 64, a
-            third as many for keys and values, tied embeddings) over GPT-2's vocabulary.
-        width, layers: sizes of the random model.
+        path: a model folder to take; None makes a random Llama of `size` over GPT-2's vocabulary.
 
     Returns:
         Number of parameters of the causal model.
     """
     if path is None:
-        tokenizer: PreTrainedTokenizerBase = gpt2_tokenizer(shared() / _GPT2)
+        tokenizer: PreTrainedTokenizerBase = gpt2_tokenizer(shared() / _GPT2, vocab_size=size.vocab_size)
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=width * 8 // 3,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            num_key_value_heads=max(1, width // 192),
+            hidden_size=size.width,
+            intermediate_size=size.intermediate,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.kv_heads,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -228,6 +260,7 @@ def settings_of(job: Job) -> TrainSettings:
         schedule="constant",
         warmup_ratio=0.0,
         activation_checkpointing=job.checkpointing,
+        precision=job.precision,
         save_every=job.steps + 1,
         seed=0,
     )

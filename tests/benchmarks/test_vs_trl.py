@@ -86,9 +86,13 @@ def test_a_run_reads_what_its_process_wrote() -> None:
         "losses": [0.7, 0.6],
         "loaded_bytes": 5,
         "peak_bytes": 12,
+        "model_flops": 60.0,
+        "matmul_flops_per_s": 40.0,
     }
     got = Run.of(result)
     assert (got.seconds, got.cpu_seconds, got.losses, got.training_bytes) == (3.0, 2.0, (0.7, 0.6), 7)
+    # 60 operations in 3 s where 120 were possible.
+    assert got.utilisation == 0.5
 
 
 @pytest.mark.parametrize(

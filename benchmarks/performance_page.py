@@ -1,0 +1,249 @@
+"""The tables and charts of docs/performance.md, from measured lines; the text around them is the page's own.
+
+Each part stands between two markers, `<!-- performance:NAME -->` and `<!-- performance:end -->`; what lies
+between is replaced, so no figure on the page is typed by hand.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.performance_charts import cost_chart, growth_chart
+from benchmarks.performance_targets import DECODE_TARGETS, TRL_TARGETS, UTILISATION_TARGETS, Target
+from benchmarks.results import Line
+from trueward.core.errors import DataError
+from trueward.core.files import write_text
+
+__all__ = ["fill", "markdown", "sections", "write_page"]
+
+_BLOCK = re.compile(r"<!-- performance:(?!end)([a-z ]+) -->\n.*?<!-- performance:end -->", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _source(lines: Sequence[Line]) -> str:
+    """When, where, with what and how the lines were measured; one sentence for each command."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.command, []).append(line)
+    sentences = []
+    for command, group in found.items():
+        first = group[0]
+        names = ("torch", "transformers", "trl")
+        used = ", ".join(f"{name} {first.versions[name]}" for name in names if name in first.versions)
+        dates = sorted({line.date[:10] for line in group})
+        commit = f", commit {first.commit[:9]}" if first.commit else ""
+        sentences.append(f"- {' and '.join(dates)}, {first.machine}; {used}{commit}: `{command}`")
+    return "\n".join(sentences)
+
+
+def _verdict(target: Target | None, values: Mapping[str, Any]) -> str:
+    if target is None:
+        return "none set"
+    missed = target.missed(values)
+    return f"{target}: {'met' if not missed else 'missed (' + ', '.join(missed) + ')'}"
+
+
+def _trl(lines: Sequence[Line]) -> str:
+    cells = (
+        "model,method,precision,threads,allocator,pairs,tokens/s,TRL,speed,by CPU time,memory GiB,TRL,ratio"
+    )
+    head = [*cells.split(","), "whole process", "loss diff", "MFU", "target"]
+    rows = []
+    for line in lines:
+        _, size, method, precision, threads, *rest = line.name.split("/")
+        v = line.values
+        rows.append(
+            [
+                size,
+                method,
+                precision,
+                threads.split()[0],
+                ", ".join(rest),
+                str(v["pairs"]),
+                f"{v['tokens_per_s']:.0f}",
+                f"{v['peer_tokens_per_s']:.0f}",
+                f"{v['speed']:.2f}x",
+                f"{v['cpu_speed']:.2f}x",
+                f"{v['training_gib']:.2f}",
+                f"{v['peer_training_gib']:.2f}",
+                f"{v['memory']:.2f}",
+                f"{v['total_memory']:.2f}",
+                f"{v['loss_difference']:.1e}",
+                f"{v['utilisation']:.0%} of {v['matmul_gflops_per_s']:.0f} GFLOP/s",
+                _verdict(TRL_TARGETS.get((size, method, precision)), v),
+            ]
+        )
+    return markdown(head, rows)
+
+
+def _utilisation(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in lines:
+        _, size, method, precision, threads, *rest = line.name.split("/")
+        target = UTILISATION_TARGETS.get((size, method, precision))
+        if target is not None:
+            got = line.values["utilisation"]
+            where = f"{size}, {method}, {precision}, {', '.join([threads, *rest])}"
+            peak = f"{line.values['matmul_gflops_per_s']:.0f}"
+            rows.append([where, peak, f"{got:.0%}", f"{target:.0%}: {'met' if got >= target else 'missed'}"])
+    return markdown(["run", "matrix peak GFLOP/s", "MFU", "target"], rows)
+
+
+def _decode(lines: Sequence[Line]) -> str:
+    cells = (
+        "model,precision,threads,rows x tokens,pairs,tokens/s,generate,speed,by CPU time,memory GiB,generate"
+    )
+    head = [*cells.split(","), "ratio", "rows equal", "target"]
+    rows = []
+    for line in lines:
+        _, size, precision, threads, shape = line.name.split("/")
+        v = line.values
+        rows.append(
+            [
+                size,
+                precision,
+                threads.split()[0],
+                shape,
+                str(v["pairs"]),
+                f"{v['tokens_per_s']:.1f}",
+                f"{v['peer_tokens_per_s']:.1f}",
+                f"{v['speed']:.2f}x",
+                f"{v['cpu_speed']:.2f}x",
+                f"{v['training_gib']:.2f}",
+                f"{v['peer_training_gib']:.2f}",
+                f"{v['memory']:.2f}",
+                f"{v['rows_equal']} of {v['rows']}; {v['equal_share']:.0%} of tokens",
+                _verdict(DECODE_TARGETS.get(precision), v),
+            ]
+        )
+    return markdown(head, rows)
+
+
+def _ablation(lines: Sequence[Line]) -> str:
+    tables = []
+    for line in lines:
+        _, size, kind = line.name.split("/")
+        rows = [
+            [
+                each["variant"],
+                f"{each['seconds']:.1f}",
+                f"{each['time']:.2f}",
+                f"{each['cpu_time']:.2f}",
+                f"{each['memory_gib']:.2f}",
+                f"{each['memory']:.2f}",
+                f"{each['loss_difference']:.1e}" if kind == "training" else "-",
+            ]
+            for each in line.values["lines"]
+        ]
+        head = [f"{size}, {kind}", "s", "time", "CPU time", "memory GiB", "memory", "loss diff"]
+        tables.append(f"{markdown(head, rows)}\n\nMedians of {line.values['pairs']} runs of each.")
+    return "\n\n".join(tables)
+
+
+def _growth(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in sorted(lines, key=lambda each: (each.name.split("/")[1], each.values["records"])):
+        v = line.values
+        rows.append(
+            [
+                line.name.split("/")[1],
+                f"{v['records']:,}",
+                f"{v['seconds']:.2f}",
+                f"{v['records_per_s']:,.0f}",
+                f"{v['memory_mib']:.0f}",
+            ]
+        )
+    return markdown(["stage", "records", "s", "records/s", "memory MiB"], rows)
+
+
+def _cost(lines: Sequence[Line]) -> str:
+    rows = [
+        [
+            line.name.split("/")[1],
+            f"{point['value']:,}",
+            f"{point['tokens']:,}",
+            f"{point['seconds']:.2f}",
+            f"{point['memory_mib']:.0f}",
+        ]
+        for line in lines
+        for point in line.values["points"]
+    ]
+    return markdown(["axis", "value", "tokens of the step", "s", "memory MiB"], rows)
+
+
+def _tried(lines: Sequence[Line]) -> str:
+    rows = []
+    for line in lines:
+        figures = "; ".join(
+            f"{name} {'not supported' if value is None else format(value, '.4g')}"
+            for name, value in line.values["figures"].items()
+        )
+        rows.append([line.name.split("/")[1], figures, line.values["verdict"]])
+    return markdown(["idea", "figures", "result"], rows)
+
+
+def _start(lines: Sequence[Line]) -> str:
+    rows = [
+        [f"{line.values['imported_s']:.1f}", f"{line.values['first_step_s']:.1f}",
+         f"5 s: {'met' if line.values['first_step_s'] < 5 else 'missed'}"]
+        for line in lines
+    ]  # fmt: skip
+    return markdown(["imports done s", "first step done s", "target"], rows)
+
+
+_SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
+    "trl": ("trl", _trl),
+    "utilisation": ("trl", _utilisation),
+    "decode": ("decode", _decode),
+    "ablation": ("ablation", _ablation),
+    "growth": ("growth", _growth),
+    "cost": ("cost", _cost),
+    "tried": ("tried", _tried),
+    "start": ("start", _start),
+}
+
+
+def sections(lines: Sequence[Line]) -> dict[str, str]:
+    """Marker name -> what stands there: the table and how it was measured, or that it was not."""
+    found = {}
+    for name, (part, table) in _SECTIONS.items():
+        own = [line for line in lines if line.part == part]
+        found[name] = f"{table(own)}\n\n{_source(own)}" if own else "Not measured yet."
+    return found
+
+
+def fill(text: str, parts: Mapping[str, str]) -> str:
+    """The page with what stands between its markers replaced.
+
+    Raises:
+        DataError: a marker without a part, or a part without a marker.
+    """
+    names = _BLOCK.findall(text)
+    if sorted(names) != sorted(parts):
+        raise DataError(
+            "the page's markers are not the measured parts", value=names, expected=", ".join(parts)
+        )
+
+    def block(match: re.Match[str]) -> str:
+        return f"<!-- performance:{match[1]} -->\n{parts[match[1]]}\n<!-- performance:end -->"
+
+    return _BLOCK.sub(block, text)
+
+
+def write_page(page: Path, lines: Sequence[Line]) -> None:
+    """Fill the page and draw its charts into `assets` beside it."""
+    write_text(page, fill(page.read_text(encoding="utf-8"), sections(lines)))
+    assets = page.parent / "assets"
+    for line in lines:
+        if line.part == "cost":
+            name = line.name.split("/")[1].replace(" ", "-")
+            write_text(assets / f"performance-{name}.svg", cost_chart(line))
+    growth = [line for line in lines if line.part == "growth"]
+    if growth:
+        write_text(assets / "performance-growth.svg", growth_chart(growth))

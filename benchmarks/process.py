@@ -1,0 +1,54 @@
+"""A measurement in a process of its own: its task goes in as JSON, its figures come out as JSON.
+
+Not here: what is measured. The environment decides what can only be decided before a process starts: threads
+and the memory allocator.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trueward.core.errors import RunError
+from trueward.core.files import read_json, write_json
+
+__all__ = ["ALLOCATORS", "run_module"]
+
+ALLOCATORS: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    # glibc keeps what it has: no memory of its own for large blocks, none given back to the kernel.
+    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
+}
+
+
+def run_module(
+    module: str, job: Mapping[str, Any], folder: Path, *, threads: int = 1, allocator: str = "default"
+) -> dict[str, Any]:
+    """`python -m MODULE JOB.json RESULT.json`.
+
+    Args:
+        folder: where the two files go.
+        threads: of OpenMP and MKL.
+        allocator: name in `ALLOCATORS`.
+
+    Raises:
+        RunError: the process failed; its last lines are in the message.
+    """
+    asked, result = folder / "job.json", folder / "result.json"
+    result.unlink(missing_ok=True)
+    write_json(asked, dict(job))
+    counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(asked), str(result)],
+        env={**os.environ, **counts, **quiet, **ALLOCATORS[allocator]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RunError(f"{module} failed", value=done.stderr[-2000:])
+    figures: dict[str, Any] = read_json(result)
+    return figures

@@ -1,0 +1,104 @@
+"""Measured lines in one JSON file: each says what it is, when and where it was measured, by which command.
+
+Parts can be measured at different times: a line that is measured again takes the place of the older one of
+its name, the others stay. Not here: what the figures mean.
+"""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trueward.core.errors import DataError
+from trueward.core.files import read_json, write_json
+from trueward.core.run import code_version, now, versions
+
+__all__ = ["SCHEMA", "Line", "machine", "read_lines", "record", "select"]
+
+SCHEMA = "trueward.performance/1"
+_PEERS = ("trl", "datasets", "accelerate")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One measured line.
+
+    name: words with slashes, the part first: `trl/135M/dpo/float32/1 thread/default`.
+    values: figures, with their units in their names.
+    """
+
+    name: str
+    date: str
+    command: str
+    machine: str
+    versions: Mapping[str, str]
+    commit: str
+    values: Mapping[str, Any]
+
+    @property
+    def part(self) -> str:
+        return self.name.split("/")[0]
+
+
+def machine() -> str:
+    """Processor, cores and memory of this machine, in words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores of {model}, {gib:.0f} GiB"
+
+
+def _versions() -> dict[str, str]:
+    found = versions()
+    for name in _PEERS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_lines(file: Path) -> list[Line]:
+    """The lines of a results file; none where there is no file.
+
+    Raises:
+        DataError: the file is something else.
+    """
+    if not file.exists():
+        return []
+    found = read_json(file)
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise DataError(f"{file} holds no measured lines", expected=SCHEMA, remedy="name another --results")
+    return [Line(**line) for line in found["lines"]]
+
+
+def record(file: Path, name: str, values: Mapping[str, Any], *, command: str) -> Line:
+    """Add a line to the file, in place of an older one of its name."""
+    line = Line(
+        name=name,
+        date=now(),
+        command=command,
+        machine=machine(),
+        versions=_versions(),
+        commit=str(code_version().get("commit", "")),
+        values=dict(values),
+    )
+    others = [other for other in read_lines(file) if other.name != name]
+    lines = sorted([*others, line], key=lambda each: each.name)
+    write_json(file, {"schema": SCHEMA, "lines": [asdict(each) for each in lines]})
+    return line
+
+
+def select(lines: Iterable[Line], parts: Sequence[str]) -> list[Line]:
+    """The lines of some parts, in order."""
+    return [line for line in lines if line.part in parts]

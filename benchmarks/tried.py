@@ -1,0 +1,302 @@
+"""Ideas that were tried, each with its figures: what won is in the package, what did not is only here.
+
+    python -m benchmarks.tried JOB.json RESULT.json
+Times are of the processor (one thread), the least of some repetitions; shapes are those of the model in the
+work folder.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.vs_trl_watch import memory_bytes
+from benchmarks.vs_trl_work import Job, groups_of
+from trueward.core.files import read_json, write_json
+from trueward.models import head, prepare_cpu
+from trueward.models.packing import batches_by_tokens, count_tokens
+from trueward.trainers.accumulate import accumulate
+from trueward.trainers.preference import PreferenceObjective, PreferencePair, PreferenceSettings
+
+__all__ = ["TRIALS", "TriedJob", "first_fit_decreasing"]
+
+Figures = dict[str, float]
+
+
+class TriedJob(NamedTuple):
+    """One trial; `work` holds `causal/` and `pairs.jsonl`."""
+
+    trial: str
+    work: str
+    batch: int
+    quick: bool
+
+
+class Trial(NamedTuple):
+    """What was tried, and what became of it.
+
+    run: figures by what they measure, with units in the names.
+    verdict: what the package does, and why.
+    """
+
+    run: Callable[[TriedJob], Figures]
+    verdict: str
+
+
+def _least_s(work: Callable[[], object], repetitions: int = 3) -> float:
+    work()
+    times_s = []
+    for _ in range(repetitions):
+        started_s = time.process_time()
+        work()
+        times_s.append(time.process_time() - started_s)
+    return min(times_s)
+
+
+def _model(job: TriedJob) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        Path(job.work) / "causal", dtype=torch.float32
+    )
+    return model.train()
+
+
+def _job(job: TriedJob, **changed: Any) -> Job:
+    return Job("dpo", job.work, 1, job.batch, 512, 5e-5, 1, False)._replace(**changed)
+
+
+def _optimizers(job: TriedJob) -> Figures:
+    model = _model(job)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    kinds: Mapping[str, dict[str, bool]] = {
+        "fused s": {"fused": True},
+        "foreach s": {"foreach": True},
+        "one by one s": {"foreach": False},
+    }
+    return {
+        name: _least_s(torch.optim.AdamW(model.parameters(), lr=1e-5, **kind).step)
+        for name, kind in kinds.items()
+    }
+
+
+def _small_moments(job: TriedJob) -> Figures:
+    """Adam (beta2 0.999) with both moments rounded to bfloat16 after every step, against float32."""
+    draw = torch.Generator().manual_seed(0)
+    exact = [torch.zeros(1 << 16), torch.zeros(1 << 16)]
+    rounded = [moment.bfloat16() for moment in exact]
+    stuck = 0.0
+    for step in range(1, 201):
+        grad = torch.randn(1 << 16, generator=draw) * 1e-3
+        before = rounded[1].clone()
+        for moments in (exact, rounded):
+            first = moments[0].float().lerp_(grad, 0.1)
+            second = moments[1].float().lerp_(grad * grad, 0.001)
+            moments[0], moments[1] = first.to(moments[0].dtype), second.to(moments[1].dtype)
+        if step > 100:
+            stuck += float((rounded[1] == before).float().mean()) / 100
+    ratio = (rounded[1].float() / exact[1]).sqrt()
+    return {
+        "bytes a parameter": 4.0,
+        "bytes a parameter in float32": 8.0,
+        "second moments a step leaves unchanged (share)": stuck,
+        "denominator against float32 after 200 steps": float(ratio.mean()),
+    }
+
+
+def first_fit_decreasing(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of items in rows of at most `room`: the largest first, each into the first row with a place."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        at = next((row for row, free in enumerate(left) if free >= sizes[index]), len(rows))
+        if at == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[at].append(index)
+        left[at] -= sizes[index]
+    return rows
+
+
+def _bins(job: TriedJob) -> Figures:
+    groups = groups_of(_job(job, steps=4))
+    sizes = [count_tokens(group) for group in groups] * 8
+    room = max(1024, *sizes)
+    greedy_s = _least_s(lambda: batches_by_tokens(groups * 8, room))
+    fitted_s = _least_s(lambda: first_fit_decreasing(sizes, room))
+    return {
+        "rows in order": float(len(batches_by_tokens(groups * 8, room))),
+        "rows first-fit decreasing": float(len(first_fit_decreasing(sizes, room))),
+        "least rows possible": float(-(-sum(sizes) // room)),
+        "in order s": greedy_s,
+        "first-fit decreasing s": fitted_s,
+    }
+
+
+def _gradient(job: TriedJob, model: PreTrainedModel, room: int, precision: Any) -> Callable[[], object]:
+    pairs = [PreferencePair(group, -500.0, -500.0) for group in groups_of(_job(job))]
+    objective = PreferenceObjective(PreferenceSettings(beta=0.1))
+
+    def work() -> None:
+        accumulate(model, objective, pairs, max_tokens=room, precision=precision, seed=0)
+        model.zero_grad(set_to_none=True)
+
+    return work
+
+
+def _forwards(job: TriedJob) -> Figures:
+    model = _model(job)
+    sizes = [count_tokens(group) for group in groups_of(_job(job))]
+    figures: Figures = {}
+    for room in (max(512, *sizes), max(1024, *sizes), sum(sizes)):
+        for precision in ("float32", "bfloat16"):
+            work = _gradient(job, model, room, precision)
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+            seconds = _least_s(work, 1)
+            figures[f"{precision}, {room} tokens, s"] = seconds
+    figures["peak of the process GiB"] = memory_bytes("VmHWM") / 2**30
+    return figures
+
+
+def _compiled(job: TriedJob) -> Figures:
+    layer = _model(job).model.layers[0]
+    hidden = torch.randn(1, 512, layer.mlp.gate_proj.in_features, requires_grad=True)
+
+    def work() -> None:
+        (layer.mlp(layer.post_attention_layernorm(hidden)) + hidden).sum().backward()
+
+    eager_s = _least_s(work, 5)
+    started_s = time.perf_counter()
+    layer.mlp.compile(dynamic=True)
+    layer.post_attention_layernorm.compile(dynamic=True)
+    work()
+    compiled_s = time.perf_counter() - started_s
+    return {"eager s": eager_s, "compiled s": _least_s(work, 5), "compilation s": compiled_s}
+
+
+def _head_chunks(job: TriedJob) -> Figures:
+    model = _model(job)
+    groups = groups_of(_job(job))
+    labels_N = torch.tensor([i for g in groups for c in g.completions for i in c.ids])
+    hidden_ND = torch.randn(len(labels_N), model.config.hidden_size, requires_grad=True)
+    top = head.Head(model.get_output_embeddings(), None)
+
+    def work() -> None:
+        head.score_tokens(top, hidden_ND, labels_N).logps_N.sum().backward()
+
+    figures: Figures = {}
+    for bits in (22, 24):
+        with patch.object(head, "_CHUNK_ELEMENTS", 1 << bits), patch.object(head, "_KEPT_ELEMENTS", 0):
+            figures[f"chunks of {(4 << bits) >> 20} MiB, s"] = _least_s(work, 2)
+    with patch.object(head, "_KEPT_ELEMENTS", 1 << 40), patch.object(head, "_CHUNK_ELEMENTS", 1 << 40):
+        figures["all kept, s"] = _least_s(work, 2)
+    return figures
+
+
+def _attention(job: TriedJob) -> Figures:
+    config = _model(job).config
+    width = config.hidden_size // config.num_attention_heads
+    lengths = (230, 120, 60, 200)
+
+    def states(heads: int, length: int) -> Tensor:
+        return torch.randn(1, heads, length, width, requires_grad=True)
+
+    parts = [tuple(states(config.num_attention_heads, n) for _ in range(3)) for n in lengths]
+
+    def by_segment(dtype: torch.dtype) -> Callable[[], None]:
+        def work() -> None:
+            for qkv in parts:
+                q, k, v = (x.to(dtype) for x in qkv)
+                scaled_dot_product_attention(q, k, v, is_causal=True).float().sum().backward()
+
+        return work
+
+    def nested() -> None:
+        q, k, v = (
+            torch.nested.as_nested_tensor(
+                [part[i][0].transpose(0, 1) for part in parts], layout=torch.jagged
+            ).transpose(1, 2)
+            for i in range(3)
+        )
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        out.values().sum().backward()
+
+    figures = {
+        "segments float32 s": _least_s(by_segment(torch.float32), 5),
+        "segments bfloat16 s": _least_s(by_segment(torch.bfloat16), 5),
+    }
+    try:
+        figures["NestedTensor float32 s"] = _least_s(nested, 5)
+    except (RuntimeError, NotImplementedError):
+        figures["NestedTensor float32 s"] = float("nan")
+    return figures
+
+
+def _decoding_weights(job: TriedJob) -> Figures:
+    """The matrix products of one decoding step of 8 rows, over all layers and the head."""
+    weights = [m.weight.detach() for m in _model(job).modules() if isinstance(m, nn.Linear)]
+    rows = {width: torch.randn(8, width) for width in {w.shape[1] for w in weights}}
+    figures = {"float32 s": _least_s(lambda: [linear(rows[w.shape[1]], w) for w in weights], 5)}
+    halves = [weight.bfloat16() for weight in weights]
+    figures["bfloat16 s"] = _least_s(lambda: [linear(rows[w.shape[1]].bfloat16(), w) for w in halves], 5)
+    scales = [weight.abs().amax(1) / 127 for weight in weights]
+    bytes_ = [(w / s.unsqueeze(1)).round().to(torch.int8) for w, s in zip(weights, scales, strict=True)]
+    packed = list(zip(bytes_, [s.bfloat16() for s in scales], strict=True))
+    figures["int8 weights, bfloat16 rows s"] = _least_s(
+        lambda: [torch._weight_int8pack_mm(rows[w.shape[1]].bfloat16(), w, s) for w, s in packed], 5
+    )
+    exact = linear(rows[weights[0].shape[1]], weights[0])
+    for name, rounded in (("bfloat16", halves[0].float()), ("int8", bytes_[0] * scales[0].unsqueeze(1))):
+        error = linear(rows[weights[0].shape[1]], rounded) - exact
+        figures[f"relative error of a product, {name}"] = float(error.norm() / exact.norm())
+    return figures
+
+
+TRIALS: Mapping[str, Trial] = {
+    "AdamW fused, foreach, one by one": Trial(_optimizers, "kept: fused"),
+    "optimizer state in bfloat16": Trial(
+        _small_moments,
+        "not kept: with beta2 0.999 a change is below half a step of bfloat16, so second moments stand "
+        "still; stochastic rounding would mend it and cost reproducibility",
+    ),
+    "first-fit decreasing bins": Trial(
+        _bins,
+        "not kept: a forward is a budget, not a shape, so an unfilled row wastes nothing",
+    ),
+    "size of one forward": Trial(_forwards, "a setting (max_tokens_per_forward); the gradient is the same"),
+    "torch.compile of norms and MLP": Trial(
+        _compiled, "not kept: needs a C++ compiler at run time, and the wait is seldom earned back"
+    ),
+    "chunks of the vocabulary head": Trial(
+        _head_chunks, "kept: 64 MiB, and a softmax of at most 64 MiB is kept for the backward"
+    ),
+    "attention per segment, bfloat16, NestedTensor": Trial(
+        _attention, "kept: buckets of segments, in float32 also under bfloat16 (CPU)"
+    ),
+    "bfloat16 and int8 weights for decoding": Trial(
+        _decoding_weights,
+        "bfloat16 by loading the model so; int8 not kept: its error shows in the sampler's log-probs",
+    ),
+}
+"""Name -> trial."""
+
+
+def main() -> None:
+    """Run the trial that a job names."""
+    asked, result = map(Path, sys.argv[1:])
+    job = TriedJob(**read_json(asked))
+    torch.set_num_threads(1)
+    prepare_cpu()
+    trial = TRIALS[job.trial]
+    figures = {name: (value if value == value else None) for name, value in trial.run(job).items()}
+    write_json(result, {"figures": figures, "verdict": trial.verdict})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The performance benchmark: its lines, results file, page and charts. Nothing is timed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from benchmarks.ablation import ALL_ON, DECODING, TRAINING
+from benchmarks.cost import AXES, CostJob, groups_at, points
+from benchmarks.growth import STAGES, GrowthJob, run_stage, write_rows
+from benchmarks.performance import chosen, main, parse
+from benchmarks.performance_charts import cost_chart, growth_chart
+from benchmarks.performance_page import fill, sections, write_page
+from benchmarks.performance_targets import DECODE_TARGETS, TRL_TARGETS, Target
+from benchmarks.results import Line, read_lines, record
+from benchmarks.tried import TRIALS, first_fit_decreasing
+from benchmarks.vs_trl_watch import Watch
+
+from trueward.core.errors import DataError
+
+ROOT = Path(__file__).parents[2]
+COMPARED = {
+    "pairs": 5,
+    "tokens_per_s": 600.0,
+    "peer_tokens_per_s": 100.0,
+    "speed": 6.0,
+    "cpu_speed": 6.1,
+    "training_gib": 1.0,
+    "peer_training_gib": 4.0,
+    "memory": 0.25,
+    "total_memory": 0.3,
+    "loss_difference": 1e-6,
+    "utilisation": 0.7,
+    "matmul_gflops_per_s": 100.0,
+}
+
+
+def line(name: str, **values: object) -> Line:
+    return Line(
+        name=name,
+        date="2026-01-02T03:04:05+00:00",
+        command="python -m benchmarks.performance all",
+        machine="2 cores of a processor, 8 GiB",
+        versions={"torch": "2.13.0"},
+        commit="0123456789abcdef",
+        values=values,
+    )
+
+
+EVERY_PART = [
+    line("trl/135M/dpo/float32/1 thread/default", **COMPARED),
+    line(
+        "decode/135M/float32/1 thread/8 x 64",
+        **{k: v for k, v in COMPARED.items() if k not in ("loss_difference", "utilisation")},
+        rows=8,
+        rows_equal=7,
+        equal_share=0.9,
+    ),
+    line(
+        "ablation/small/training",
+        pairs=5,
+        lines=[
+            {
+                "variant": ALL_ON,
+                "seconds": 1.0,
+                "time": 1.0,
+                "cpu_time": 1.0,
+                "memory_gib": 1.0,
+                "memory": 1.0,
+                "loss_difference": 0.0,
+            }
+        ],
+    ),
+    line("growth/import/10,000", records=10_000, seconds=2.0, records_per_s=5000.0, memory_mib=3.0),
+    line("growth/import/1,000", records=1_000, seconds=0.2, records_per_s=5000.0, memory_mib=3.0),
+    line("cost/length", points=[{"value": 128, "tokens": 512, "seconds": 0.5, "memory_mib": 80.0}] * 2),
+    line("tried/an idea", figures={"with s": 1.0, "without s": None}, verdict="not kept"),
+    line("start/tiny model", imported_s=3.0, first_step_s=6.0),
+]
+
+
+def test_lines_are_named_once_and_chosen_by_words() -> None:
+    names = [task.name for task in chosen(parse([]))]
+    assert len(names) == len(set(names)) > 60
+    quick = [task.name for task in chosen(parse(["--quick"]))]
+    assert set(quick) < set(names)
+    assert all("2 threads" not in name and "kept" not in name for name in quick)
+    picked = [task.name for task in chosen(parse(["trl", "--only", "dpo/bfloat16/1 thread/default"]))]
+    assert picked == [f"trl/{size}/dpo/bfloat16/1 thread/default" for size in ("135M", "small")]
+
+
+def test_a_line_says_when_trl_keeps_its_activations() -> None:
+    names = [task.name for task in chosen(parse(["trl", "--quick", "--peer-recomputes", "no"]))]
+    assert all(name.endswith("/TRL keeps activations") for name in names)
+
+
+def test_nothing_matching_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trl", "--only", "no such line"]) == 1
+    assert main(["start", "--list"]) == 0
+    assert capsys.readouterr().out.split("\n")[-2] == "start/tiny model"
+
+
+def test_lines_accumulate_and_a_newer_one_takes_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    assert read_lines(file) == []
+    record(file, "start/b", {"s": 1}, command="first")
+    record(file, "start/a", {"s": 2}, command="second")
+    record(file, "start/b", {"s": 3}, command="third")
+    lines = read_lines(file)
+    assert [(each.name, each.values, each.command) for each in lines] == [
+        ("start/a", {"s": 2}, "second"),
+        ("start/b", {"s": 3}, "third"),
+    ]
+    assert all(each.machine and each.versions["torch"] and each.date for each in lines)
+    file.write_text("{}")
+    with pytest.raises(DataError, match="measured lines"):
+        read_lines(file)
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "missed"),
+    [
+        (Target(6, 0.3, 1e-5), {"speed": 6.0, "memory": 0.3, "loss_difference": 1e-5}, []),
+        (Target(6, 0.3, 1e-5), {"speed": 5.9, "memory": 0.3, "loss_difference": 1e-5}, ["speed"]),
+        (Target(6, 0.3, 1e-5), {"speed": 6.0, "memory": 0.4, "loss_difference": 1e-4}, ["memory", "loss"]),
+        (Target(2, 1.0, None), {"speed": 2.0, "memory": 1.0, "rows": 8, "rows_equal": 8}, []),
+        (Target(2, 1.0, None), {"speed": 2.0, "memory": 1.0, "rows": 8, "rows_equal": 7}, ["text"]),
+    ],
+    ids=["met", "slow", "large and wrong", "equal", "another text"],
+)
+def test_targets_can_be_missed(target: Target, values: dict[str, float], missed: list[str]) -> None:
+    assert target.missed(values) == missed
+
+
+def test_the_targets_are_those_that_were_set() -> None:
+    assert TRL_TARGETS["135M", "dpo", "float32"] == (6.0, 0.3, 1e-5)
+    assert TRL_TARGETS["135M", "dpo", "bfloat16"] == (6.0, 0.5, 1e-4)
+    assert TRL_TARGETS["small", "reward", "float32"] == (5.0, 0.45, 1e-5)
+    assert {name: target.speed for name, target in DECODE_TARGETS.items()} == {"float32": 2, "bfloat16": 4}
+
+
+def test_every_part_has_its_table_with_source_and_verdict() -> None:
+    found = sections(EVERY_PART)
+    assert "6x, 0.3, 1e-05: met |" in found["trl"] and "70% of 100 GFLOP/s" in found["trl"]
+    assert "| 70% | 65%: met |" in found["utilisation"]
+    assert "2x, 1, equal text: missed (text) |" in found["decode"]
+    assert "without s not supported" in found["tried"] and "5 s: missed" in found["start"]
+    # The smaller file first, though 10,000 sorts before 1,000.
+    assert found["growth"].index("| 1,000 |") < found["growth"].index("| 10,000 |")
+    for text in found.values():
+        widths = {row.count("|") for row in text.splitlines() if row.startswith("|")}
+        assert len(widths) == 1
+        assert "2026-01-02, 2 cores of a processor, 8 GiB; torch 2.13.0, commit 012345678: `python -m" in text
+
+
+def test_parts_without_lines_say_so() -> None:
+    assert set(sections([]).values()) == {"Not measured yet."}
+
+
+def test_the_page_is_filled_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text((ROOT / "docs" / "performance.md").read_text())
+    (tmp_path / "assets").mkdir()
+    write_page(page, EVERY_PART)
+    first = page.read_text()
+    assert "2 cores of a processor" in first
+    assert {path.name for path in (tmp_path / "assets").iterdir()} == {
+        "performance-length.svg",
+        "performance-growth.svg",
+    }
+    # Again, and nothing has moved.
+    write_page(page, EVERY_PART)
+    assert page.read_text() == first
+    with pytest.raises(DataError, match="markers"):
+        fill("<!-- performance:trl -->\nx\n<!-- performance:end -->", sections([]))
+
+
+def test_the_pages_charts_exist() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text()
+    charts = re.findall(r"\]\((assets/performance-[a-z-]+\.svg)\)", text)
+    assert len(charts) == 1 + len(AXES)
+    assert all((ROOT / "docs" / chart).is_file() for chart in charts)
+
+
+def test_charts_are_pictures() -> None:
+    growth = [each for each in EVERY_PART if each.part == "growth"]
+    for drawn in (growth_chart(growth), cost_chart(next(e for e in EVERY_PART if e.part == "cost"))):
+        assert drawn.startswith("<svg") and "memory, MiB" in drawn
+
+
+def test_rows_of_growth_pass_through_every_stage(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    write_rows(file, 300)
+    assert len(set(file.read_text().splitlines())) == 300
+    for stage in STAGES:
+        watch = Watch()
+        run_stage(GrowthJob(stage, str(file), str(tmp_path), 300), watch)
+        assert watch.ends_s[0] > 0
+    assert not (tmp_path / "growth-bad.jsonl").exists()
+    assert len(list((tmp_path / "growth" / "rows-300").iterdir())) == 1
+
+
+def test_steps_of_the_cost_axes() -> None:
+    assert [len(g.completions) for g in groups_at("group size", 8)] == [8]
+    assert {len(g.prompt_ids) + len(g.completions[0].ids) for g in groups_at("length", 512)} == {512}
+    assert len(groups_at("vocabulary", 1024)) == 4
+    assert points(CostJob("length", "", True)) == AXES["length"][:-1]
+
+
+def test_first_fit_decreasing_holds_every_item_once() -> None:
+    rows = first_fit_decreasing([3, 5, 2, 4, 1, 5], 6)
+    assert sorted(i for row in rows for i in row) == [0, 1, 2, 3, 4, 5]
+    # 20 of 24: 5 + 1, 5, 4 + 2, 3.
+    assert rows == [[1, 4], [5], [3, 2], [0]]
+
+
+def test_every_idea_of_the_issue_has_a_variant() -> None:
+    words = " ".join([*TRAINING, *DECODING])
+    for idea in ("packing", "shared prompts", "completion-only head", "cached reference", "shared prompt KV"):
+        assert f"without {idea}" in words
+    for idea in ("early retirement", "bfloat16 weights", "kept memory", "torch.compile"):
+        assert idea in words
+    assert all(trial.verdict for trial in TRIALS.values())
