@@ -103,7 +103,7 @@ def default(field: FieldInfo) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, tuple):
-        return "all" if len(value) > 3 else f"`[{', '.join(map(str, value))}]`"
+        return f"`[{', '.join(map(str, value))}]`"
     texts = {None: "null", True: "true", False: "false", "": "''"}
     return f"`{texts[value] if isinstance(value, str | bool | None) and value in texts else value}`"
 

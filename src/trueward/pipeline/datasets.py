@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from trueward.core.errors import DataError
 from trueward.core.files import read_json
-from trueward.core.hashing import short
+from trueward.core.hashing import hash_json, short
 from trueward.data.convert import as_comparison, as_demonstration, as_prompt
 from trueward.data.dataset import DatasetVersion, open_dataset, write_dataset
 from trueward.data.records import Comparison, Demonstration, Message, Prompt, Record, RecordError
@@ -22,6 +22,7 @@ __all__ = [
     "Decided",
     "FeedbackData",
     "HeldOutPrompts",
+    "asked_records",
     "data_in_force",
     "decided",
     "demonstrations",
@@ -253,6 +254,25 @@ def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
 def train_prompts(workspace: Workspace) -> list[Prompt]:
     """Prompts to draw completions for in PPO: those of the comparisons' training split."""
     return _different(pairs(workspace).train)
+
+
+def asked_records(workspace: Workspace) -> FeedbackData[Record]:
+    """Records to ask about as they are, with whatever says what is right: both splits.
+
+    On the testbed these are the prompts of the feedback and those held out, two data sets.
+    """
+    if workspace.recipe.data.source == "testbed":
+        train, test = _open(workspace, "prompts"), _open(workspace, "held-out")
+    else:
+        train = test = _open(workspace, "feedback")
+    ids = tuple(dict.fromkeys(_record(workspace, version) for version in (train, test)))
+    return FeedbackData(
+        train.name,
+        train.hash if train is test else hash_json([train.hash, test.hash]),
+        _limited(workspace, train, "train"),
+        _limited(workspace, test, "test"),
+        ids,
+    )
 
 
 def test_prompts(workspace: Workspace) -> HeldOutPrompts:

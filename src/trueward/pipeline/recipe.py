@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from trueward.core.config import Config
 from trueward.models.lora import LoraSettings
 from trueward.models.scratch import ScratchSettings
+from trueward.rewards import VerifierSettings
+from trueward.trainers.group_settings import GroupSettings
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.preference import PreferenceSettings
 from trueward.trainers.reward import RewardSettings
@@ -18,6 +20,7 @@ __all__ = [
     "DPOSection",
     "DataSection",
     "EvalSection",
+    "GRPOSection",
     "ModelSection",
     "PPOSection",
     "PretrainSection",
@@ -28,8 +31,10 @@ __all__ = [
     "TestbedSection",
 ]
 
-Stage = Literal["data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report"]
-STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")
+Stage = Literal["data", "sft", "reward", "dpo", "ppo", "grpo", "eval", "gate", "report"]
+STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "grpo", "eval", "gate", "report")
+# Verifiable answers are not in every data.
+_USUAL_STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")
 
 
 class ModelSection(Config):
@@ -119,6 +124,19 @@ class PPOSection(Config):
     """A second run without KL penalty or budget, which shows over-optimisation; null leaves it out."""
 
 
+class GRPOSection(Config):
+    """Policy gradients with groups of completions and verifiers: GRPO and its relatives."""
+
+    train: GroupSettings = GroupSettings()
+    verifiers: tuple[VerifierSettings, ...] = Field((VerifierSettings(),), min_length=1)
+    """What judges a completion; the scores of several are summed by weight."""
+    answer: str | None = None
+    """Column that holds what is right, with dots into objects (`reward_model.ground_truth`); null is the
+    answer of the demonstration, and on the testbed the true one."""
+    kinds: tuple[Literal["sum", "story", "list", "known"], ...] = Field(("sum",), min_length=1)
+    """On the testbed: kinds of prompts to train and measure on."""
+
+
 class EvalSection(Config):
     """Evaluation on held-out prompts."""
 
@@ -165,8 +183,8 @@ class Recipe(Config):
     """Which of the charter's gates applies."""
     release: Literal["sft", "dpo", "ppo", "best"] = "best"
     """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
-    stages: tuple[Stage, ...] = STAGES
-    """Stages to run, in this order."""
+    stages: tuple[Stage, ...] = _USUAL_STAGES
+    """Stages to run, in this order; all but grpo if nothing is said."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the metrics of every stage beside its metrics.jsonl."""
     model: ModelSection = ModelSection()
@@ -177,6 +195,7 @@ class Recipe(Config):
     reward: RewardSection = RewardSection()
     dpo: DPOSection = DPOSection()
     ppo: PPOSection = PPOSection()
+    grpo: GRPOSection = GRPOSection()
     eval: EvalSection = EvalSection()
 
     @model_validator(mode="after")

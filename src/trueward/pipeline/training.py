@@ -14,13 +14,14 @@ from trueward.models.checkpoint import model_card, model_hash, save_causal
 from trueward.models.load import LoadedModel
 from trueward.pipeline.workspace import Begun, Workspace
 from trueward.trainers.checks import checked
+from trueward.trainers.group_settings import GroupSettings
 from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.settings import TrainSettings
 
 __all__ = ["card", "check", "save_policy", "settings_of", "tokenised", "training_figures"]
 
-S = TypeVar("S", TrainSettings, PPOSettings)
+S = TypeVar("S", TrainSettings, PPOSettings, GroupSettings)
 
 
 def tokenised(

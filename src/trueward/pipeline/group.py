@@ -1,0 +1,224 @@
+"""The GRPO stage: the SFT model against verifiers of its answers, measured on held-out questions before and
+after."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trueward.core.errors import DataError
+from trueward.core.stats import bootstrap_mean, paired_difference
+from trueward.data.chat import TokenGroup, stop_ids
+from trueward.data.convert import as_prompt
+from trueward.data.records import Demonstration, Message, Prompt, Record
+from trueward.models.load import LoadedModel
+from trueward.pipeline.datasets import asked_records
+from trueward.pipeline.ppo import decode_with, gold_of
+from trueward.pipeline.sampling import draw, prompt_ids, text_of
+from trueward.pipeline.training import card, check, save_policy, settings_of, training_figures
+from trueward.pipeline.workspace import Begun, Workspace
+from trueward.rewards import Case, Verdict, Verifier, all_of
+from trueward.rollouts.local import LocalEngine
+from trueward.testbed import task_of
+from trueward.trainers.group import train_group
+from trueward.trainers.group_experience import group_models
+from trueward.trainers.loop import TrainResult
+from trueward.trainers.ppo import PPOHooks
+from trueward.trainers.verified import Question, verified_reward
+
+__all__ = ["grpo", "reference_of_record"]
+
+
+class _Asked(NamedTuple):
+    """Prompts that have an answer, as tokens; `questions` by the id of a group."""
+
+    prompts: list[Prompt]
+    groups: list[TokenGroup]
+    questions: dict[str, Question]
+
+
+def reference_of_record(record: Record, column: str | None) -> str:
+    """What the data says is right; empty where it says nothing.
+
+    Args:
+        column: dotted path into the columns that came with the record, or None for a demonstration's answer.
+    """
+    if column is None:
+        return record.messages[-1].content if isinstance(record, Demonstration) else ""
+    value: object = record.meta.extra
+    for part in column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _reference(workspace: Workspace, record: Record) -> str:
+    section = workspace.recipe.grpo
+    if workspace.recipe.data.source == "testbed":
+        task = task_of(record.meta)
+        return task.answer if task.kind in section.kinds else ""
+    return reference_of_record(record, section.answer)
+
+
+def _asked(workspace: Workspace, policy: LoadedModel, records: Sequence[Record], split: str) -> _Asked:
+    """The usable prompts with their answers, each conversation once; what is left out is counted and said."""
+    recipe = workspace.recipe
+    found: dict[tuple[Message, ...], tuple[Prompt, str]] = {}
+    for record in records:
+        if reference := _reference(workspace, record).strip():
+            prompt = as_prompt(record)
+            found.setdefault(prompt.messages, (prompt, reference))
+    if not found:
+        raise DataError(
+            f"no record of the {split} split says what is right",
+            value=len(records),
+            expected="demonstrations, or a column with the answer",
+            remedy="name the column: grpo.answer=...",
+        )
+    prompts = [prompt for prompt, _ in found.values()]
+    longest = recipe.data.max_tokens - recipe.grpo.train.max_new_tokens
+    kept, groups = prompt_ids(policy, prompts, max_tokens=longest)
+    without, long = len(records) - len(found), len(prompts) - len(kept)
+    workspace.say(
+        f"GRPO: {len(kept):,} of {len(records):,} records of the {split} split are asked; {without:,} have "
+        f"no answer of the wanted kind or a prompt that was there before, {long:,} are too long"
+    )
+    answers = [reference for _, reference in found.values()]
+    questions = {
+        group.id: Question(prompts[index].messages[-1].content, answers[index])
+        for index, group in zip(kept, groups, strict=True)
+    }
+    return _Asked([prompts[index] for index in kept], groups, questions)
+
+
+def _verdicts(
+    workspace: Workspace, policy: LoadedModel, asked: _Asked, verify: Verifier, *, temperature: float
+) -> list[Verdict]:
+    """Verdicts of one completion for each held-out question, drawn with the same noise before and after."""
+    section = workspace.recipe.grpo.train
+    drawn = draw(
+        policy,
+        asked.groups,
+        max_new_tokens=section.max_new_tokens,
+        temperature=temperature,
+        seed=workspace.seed("grpo", "held out"),
+    )
+    pairs = zip(drawn.texts, (asked.questions[group.id] for group in asked.groups), strict=True)
+    return verify([Case(text, question.answer, question.prompt) for text, question in pairs])
+
+
+def _gain(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, Any]:
+    """Mean scores with intervals, and the paired gain; questions without a score are counted and left out."""
+    pairs = zip(before, after, strict=True)
+    both = [(b.score, a.score) for b, a in pairs if b.score is not None and a.score is not None]
+    if not both:
+        return {"errors": len(before)}
+    first, last = np.array(both).T
+    return {
+        "before": bootstrap_mean(first)._asdict(),
+        "after": bootstrap_mean(last)._asdict(),
+        "gain": paired_difference(last, first)._asdict(),
+        "errors": len(before) - len(both),
+    }
+
+
+class _HeldOut(NamedTuple):
+    """Verdicts on the held-out questions, greedy and sampled."""
+
+    greedy: list[Verdict]
+    sampled: list[Verdict]
+
+
+def _held_out(workspace: Workspace, policy: LoadedModel, held: _Asked, verify: Verifier) -> _HeldOut:
+    temperature = workspace.recipe.grpo.train.temperature
+    return _HeldOut(
+        greedy=_verdicts(workspace, policy, held, verify, temperature=0.0),
+        sampled=_verdicts(workspace, policy, held, verify, temperature=temperature),
+    )
+
+
+def _train(
+    workspace: Workspace, begun: Begun, policy: LoadedModel, asked: _Asked, verify: Verifier
+) -> TrainResult:
+    settings = settings_of(workspace, "grpo", workspace.recipe.grpo.train)
+    with workspace.bar(settings.method, settings.iterations) as bar:
+        return train_group(
+            group_models(policy.model, settings),
+            asked.groups,
+            engine=LocalEngine(policy.model, stop_ids(policy.tokenizer)),
+            reward=verified_reward(verify, asked.questions, text=lambda rollout: text_of(policy, rollout)),
+            settings=settings,
+            folder=begun.folder.path,
+            hooks=PPOHooks(
+                gold=gold_of(policy, asked.prompts) if _testbed(workspace) else None,
+                decode=decode_with(policy),
+                bar=bar,
+            ),
+            resume=begun.resume,
+        )
+
+
+def grpo(workspace: Workspace) -> None:
+    """GRPO, or the method that the recipe names, of the SFT model, which is also the reference.
+
+    Raises:
+        DataError: no record says what is right.
+        ConfigError: a verifier cannot be made.
+    """
+    recipe, section = workspace.recipe, workspace.recipe.grpo
+    policy, data, verify = workspace.load_to_train("sft"), asked_records(workspace), all_of(section.verifiers)
+    parents = {
+        "model": policy.hash,
+        "data": data.hash,
+        "charter": workspace.charter.hash,
+        "template": policy.template_hash,
+    }
+    config = {
+        "section": section.model_dump(mode="json"),
+        "model": recipe.model.model_dump(mode="json", exclude={"path"}),
+        "max_tokens": recipe.data.max_tokens,
+        "limit": recipe.data.limit,
+        "held_out": recipe.eval.prompts,
+    }
+    begun = workspace.begin("grpo", config=config, parents=parents)
+    if begun.done:
+        return
+    train = _asked(workspace, policy, data.train, "training")
+    held = _asked(
+        workspace, policy, data.test[: None if _testbed(workspace) else recipe.eval.prompts], "test"
+    )
+    check(workspace, policy, train.groups, completions=False, quiet=True)
+    before = _held_out(workspace, policy, held, verify)
+    result = _train(workspace, begun, policy, train, verify)
+    workspace.check_finished(begun.folder, result)
+    after = _held_out(workspace, policy, held, verify)
+    gains = {"greedy": _gain(before.greedy, after.greedy), "sampled": _gain(before.sampled, after.sampled)}
+    _say(workspace, gains)
+    names = " + ".join(verifier.name for verifier in section.verifiers)
+    text = (
+        f"{section.train.method} against {names}, {result.step} iterations, {len(train.groups):,} questions."
+    )
+    _, digest = save_policy(policy, begun, card(workspace, "grpo", policy, text=text, made_from=parents))
+    workspace.finish(
+        begun.folder,
+        results={**training_figures(result), "held_out": gains},
+        model=digest,
+        parents=[*data.records, workspace.record_of("sft", "model")],
+    )
+
+
+def _testbed(workspace: Workspace) -> bool:
+    return workspace.recipe.data.source == "testbed"
+
+
+def _say(workspace: Workspace, gains: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, figures in gains.items():
+        head = f"{workspace.recipe.grpo.train.method}, held out, {name}"
+        if "gain" not in figures:
+            workspace.say(f"{head}: the verifier has no score for any question")
+            continue
+        before, after, gain = (figures[key] for key in ("before", "after", "gain"))
+        workspace.say(
+            f"{head}: {before['value']:.3f} before, {after['value']:.3f} after, gain {gain['value']:+.3f} "
+            f"[{gain['low']:+.3f}, {gain['high']:+.3f}] over {gain['n']} questions, "
+            f"{figures['errors']} without a score"
+        )
