@@ -9,6 +9,7 @@ from trueward.pipeline.data import data
 from trueward.pipeline.evaluate import evaluate
 from trueward.pipeline.evaluate import evaluate as eval
 from trueward.pipeline.gate import gate
+from trueward.pipeline.group import grpo
 from trueward.pipeline.ppo import ppo
 from trueward.pipeline.pretrain import pretrain
 from trueward.pipeline.recipe import Recipe
@@ -25,6 +26,7 @@ __all__ = [
     "eval",
     "evaluate",
     "gate",
+    "grpo",
     "open_workspace",
     "ppo",
     "pretrain",
