@@ -1,7 +1,7 @@
 """Plant each fault in a copy of the sources, run its tests there, and print which test caught it.
 
-Exit 1 if a fault survives. The unchanged copy is tested first: a test that fails anyway catches nothing. Every
-run is a process of its own, forked from one that has imported torch and nothing of the package.
+Exit 1 if a fault survives. The unchanged copy is tested first: a test that fails anyway catches nothing.
+Every run is a process of its own, forked from one that has imported torch and nothing of the package.
 """
 
 import argparse
@@ -59,7 +59,6 @@ def failed_test(task: tuple[Fault | None, Sequence[str]]) -> str | None:
     """
     assert "trueward" not in sys.modules, "the package was imported before its copy was made"
     os.chdir(ROOT)
-    sys.dont_write_bytecode = True
     torch.set_num_threads(1)
     return _run(*task)
 

@@ -116,6 +116,12 @@ def test_gae_mask_equals_filter_and_permutation() -> None:
     assert torch.equal(permuted.advantages_BT, whole.advantages_BT[order])
 
 
+def test_gae_without_a_mask_counts_every_token() -> None:
+    rewards, values = _batch()
+    everything = torch.ones(4, 6, dtype=torch.bool)
+    assert torch.equal(usual(rewards, values).returns_BT, usual(rewards, values, everything).returns_BT)
+
+
 def test_gae_of_nothing() -> None:
     empty = torch.zeros(2, 3, dtype=torch.bool)
     assert usual(torch.ones(2, 3), torch.ones(2, 3), empty).returns_BT.tolist() == [[0.0] * 3] * 2
