@@ -62,6 +62,14 @@ def test_a_function_of_the_user() -> None:
     assert scores(["a b", "c"], name="function", function="tests.rewards.judges:count_words") == [5, 4]
 
 
+def test_a_function_in_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_judges.py").write_text(
+        "def tone(completion, answer, prompt): return answer in completion"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert scores(["it is 7", "no"], name="function", function="my_judges:tone") == [1, 0]
+
+
 def test_what_a_function_does_wrong_is_an_error_each() -> None:
     target = "tests.rewards.judges:moody"
     verdicts = judged(

@@ -47,7 +47,9 @@ class _Worker:
             start_new_session=True,
         )
         try:
-            reply = self._ask({"path": sys.path, "target": self._target}, _START_S)
+            # The folder that the command was called in, which an installed command does not have in its path.
+            path = [str(Path.cwd()), *sys.path]
+            reply = self._ask({"path": path, "target": self._target}, _START_S)
         except (_Late, BrokenPipeError):
             reply = {"error": f"importing it crashes, or takes more than {_START_S:g} s"}
         except BaseException:
