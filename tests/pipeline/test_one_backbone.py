@@ -8,18 +8,27 @@ import pytest
 from tests.pipeline.toy import call, hh_arguments
 from trueward.core.files import read_jsonl
 from trueward.models import load_causal, load_reward
+from trueward.trainers.state import load_tensors
 
 LORA = ("reward.lora={r: 4}", "reward.train={steps: 4, batch_size: 4, lr: 0.02}")
 
 
-@pytest.mark.parametrize("policy", ["null", "{r: 2}"], ids=["policy-full", "policy-lora"])
-def test_ppo_takes_reward_adapters_on_its_backbone(policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("policy", "value"),
+    [("null", "shared"), ("{r: 2}", "separate")],
+    ids=["policy-full", "policy-lora-value-separate"],
+)
+def test_ppo_takes_reward_adapters_on_its_backbone(policy: str, value: str, tmp_path: Path) -> None:
     stages = ["stages=[data, sft, reward, ppo]", f"model.lora={policy}", *LORA]
+    stages.append(f"ppo.train.value_backbone={value}")
     assert call("run", *hh_arguments(tmp_path, out="one"), *stages) == 0
     out = tmp_path / "one"
     assert {path.name for path in (out / "reward").iterdir()} >= {"model", "adapter"}
     load_reward(out / "reward" / "model")
     load_causal(out / "ppo" / "model")
+    trained = load_tensors(max((out / "ppo" / "checkpoints").iterdir()) / "weights.safetensors")
+    # Only a trunk that was the reward model has a score head.
+    assert ("value_backbone.score.weight" in trained) == (value == "separate")
     shutil.copytree(out, tmp_path / "separate", ignore=shutil.ignore_patterns("ppo"))
     again = [*hh_arguments(tmp_path, out="separate"), *stages, "ppo.one_backbone=false"]
     assert call("ppo", *again) == 0

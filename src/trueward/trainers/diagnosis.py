@@ -95,7 +95,7 @@ def _blind_values(seen: _History) -> str | None:
         return None
     return (
         f"the values explain {explained:.2f} of the returns' variance, less than a constant would: "
-        "advantages are noisier than without them; raise value_coef or lr, or use value_backbone: separate"
+        "advantages are noisier than without them; raise value_lr_scale, or use value_backbone: separate"
     )
 
 
