@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 from tests.models.rows import MIXED, random_groups
 from trueward.core.errors import DataError
 from trueward.data.chat import Completion, TokenGroup
-from trueward.models.attention import Segment, build_plan
-from trueward.models.packing import batches_by_tokens, completion_mask, count_tokens, pack, unflatten
+from trueward.models.attention import Plan, Segment, build_plan
+from trueward.models.flex import FlexPlan
+from trueward.models.packing import (
+    Packed,
+    batches_by_tokens,
+    completion_mask,
+    count_tokens,
+    pack,
+    unflatten,
+)
 
 
 def test_a_row_by_hand() -> None:
@@ -86,3 +94,18 @@ def test_every_token_has_one_home(shapes: list[tuple[int, list[int]]]) -> None:
 
 def test_one_segment_needs_no_gathering() -> None:
     assert build_plan([Segment(0, 9, 0, 0)], num_tokens=9, device="cpu").identity
+
+
+def test_a_row_lives_on_its_device() -> None:
+    # No memory and no arithmetic there: anything left on the CPU, or read from the device, would raise.
+    packed = pack(random_groups(0, MIXED), "meta")
+    buckets, flex = packed.attention("buckets"), packed.attention("flex")
+    assert isinstance(buckets, Plan)
+    assert isinstance(flex, FlexPlan)
+    tables = [getattr(packed, name) for name in Packed.__slots__]
+    tables += [getattr(buckets, name) for name in Plan.__slots__]
+    tables += [flex.mask(3).kv_indices, flex.mask(3).full_q_indices]
+    found = [table.device.type for table in tables if isinstance(table, torch.Tensor)]
+    assert len(found) > 15
+    assert set(found) == {"meta"}
+    assert unflatten(torch.zeros(len(packed.labels_N), device="meta"), packed).device.type == "meta"
