@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from transformers.utils import logging
 
+from trueward.charter import load_charter
 from trueward.core.config import apply_overrides, build
 from trueward.core.shipped import recipe_mapping
 from trueward.pipeline.advice import out_of_memory, ran_out
+from trueward.pipeline.operating_point import named_point
 from trueward.pipeline.plan import plan
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.workspace import Interrupted, open_workspace, recipe_text
@@ -44,6 +46,7 @@ def command(target: str, recipe: str, overrides: Sequence[str], *, dry_run: bool
     resolved = resolve(recipe, overrides)
     module, _, name = target.partition(":")
     if dry_run:
+        named_point(load_charter(resolved.charter), resolved.operating_point)
         output = Console(soft_wrap=True)
         output.print(recipe_text(resolved), markup=False, highlight=False)
         output.print(plan(resolved, name), markup=False, highlight=False)

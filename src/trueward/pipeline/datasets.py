@@ -3,7 +3,7 @@
 On the testbed the comparisons are made here, of the SFT model's own replies, when they are first asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Generic, NamedTuple, TypeVar
 
@@ -14,6 +14,7 @@ from trueward.data.convert import as_comparison, as_demonstration, as_prompt
 from trueward.data.dataset import DatasetVersion, open_dataset, write_dataset
 from trueward.data.records import Comparison, Demonstration, Message, Prompt, Record, RecordError
 from trueward.pipeline.data import dataset_info
+from trueward.pipeline.operating_point import own_system, under
 from trueward.pipeline.sampling import draw, prompt_ids
 from trueward.pipeline.workspace import Workspace
 from trueward.testbed import compare_replies
@@ -110,8 +111,22 @@ def data_in_force(workspace: Workspace) -> dict[str, str]:
     return {str(body["name"]): str(body["hash"]) for body in bodies}
 
 
+def _under(workspace: Workspace, records: Iterable[Record]) -> list[Record]:
+    """Records as they are sent: under the operating point's system prompt, where the recipe names one."""
+    system, found = workspace.system, list(records)
+    if not system:
+        return found
+    own = sum(own_system(record, system) for record in found)
+    if own:
+        workspace.say(
+            f"operating point {workspace.recipe.operating_point}: {own:,} of {len(found):,} records have a "
+            "system turn of their own and keep it"
+        )
+    return [under(record, system) for record in found]
+
+
 def _limited(workspace: Workspace, version: DatasetVersion, split: str) -> list[Record]:
-    records = list(version.records(split))
+    records = _under(workspace, version.records(split))
     limit = workspace.recipe.data.limit
     if limit is None:
         return records
@@ -214,7 +229,7 @@ def _simulated_pairs(workspace: Workspace) -> DatasetVersion:
         return _open(workspace, "comparisons")
     asked = _open(workspace, "prompts")
     policy = workspace.load("sft")
-    records = [record for record in asked.records() if isinstance(record, Prompt)]
+    records = [record for record in _under(workspace, asked.records()) if isinstance(record, Prompt)]
     settings = workspace.recipe.eval
     kept, groups = prompt_ids(policy, records, max_tokens=workspace.recipe.data.max_tokens)
     with workspace.bar("feedback", 2 * len(groups)) as bar:

@@ -96,7 +96,7 @@ def _write(
         "prompts": len(held.prompts),
         "data": {held.name: held.hash},
         "win_matrix": win_matrix(measured, held),
-        "notes": notes_of(measured, held),
+        "notes": [*_point_note(workspace), *notes_of(measured, held)],
     }
     if reward is not None:
         results["reward_model"] = reward.body
@@ -107,6 +107,13 @@ def _write(
     ids = put_evidence(workspace, stages, measured, held, reward, source=source)
     begun.folder.finish(results={"evidence": ids})
     workspace.set_newest_evaluation(begun.folder)
+
+
+def _point_note(workspace: Workspace) -> list[str]:
+    name = workspace.recipe.operating_point
+    return (
+        [f"operating point {name}: its system prompt was sent with every prompt"] if workspace.system else []
+    )
 
 
 def _figure(measured: Measured) -> str:

@@ -63,6 +63,7 @@ def put_evidence(
             template=mine.template,
             source=source,
             metrics=metrics,
+            operating_point=workspace.recipe.operating_point or "",
         )
         ids[stage] = workspace.registry.put(
             "evidence", body, [workspace.record_of(stage, "model"), held.record]
@@ -76,6 +77,7 @@ def put_evidence(
             template=reward.template,
             source=source,
             metrics=reward.metrics,
+            operating_point=workspace.recipe.operating_point or "",
         )
         parents = [workspace.record_of("reward", "model"), *reward.data.records]
         ids["reward"] = workspace.registry.put("evidence", body, parents)

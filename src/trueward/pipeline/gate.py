@@ -61,6 +61,7 @@ def gate(workspace: Workspace) -> bool:
         data=data_in_force(workspace),
         template=loaded.template_hash,
         reward_model=workspace.load_reward().hash if workspace.has("reward") else None,
+        operating_point=workspace.recipe.operating_point or "",
     )
     parents = [*verdict.sources, workspace.record_of(stage, "model")]
     record = workspace.registry.put("verdict", verdict.body(), parents)

@@ -179,6 +179,9 @@ class Recipe(Config):
     """Folder of the run."""
     charter: Path | None = None
     """Charter file; null is the one that ships."""
+    operating_point: str | None = None
+    """Operating point of the charter: its system prompt goes in front of every prompt that has no system turn
+    of its own, in training and evaluation; null sends none."""
     profile: Literal["testbed", "real"] = "real"
     """Which of the charter's gates applies."""
     release: Literal["sft", "dpo", "ppo", "best"] = "best"

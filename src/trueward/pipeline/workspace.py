@@ -28,6 +28,7 @@ from trueward.core.run import RunFolder, create_run, open_run
 from trueward.core.seed import derive_seed
 from trueward.core.trackers import check_trackers
 from trueward.models.load import LoadedModel, load_causal, load_reward
+from trueward.pipeline.operating_point import check_system_role, named_point
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.testbed_base import shipped_base
 from trueward.registry import Registry
@@ -79,6 +80,12 @@ class Workspace:
         """The seed of one use of randomness."""
         return derive_seed(self.recipe.seed, *names)
 
+    @property
+    def system(self) -> str:
+        """System prompt of the operating point; empty where none is sent."""
+        point = named_point(self.charter, self.recipe.operating_point)
+        return "" if point is None else point.system
+
     def say(self, text: str) -> None:
         """One line for the user; nothing in it is read as markup."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -119,7 +126,7 @@ class Workspace:
 
     def load(self, stage: str) -> LoadedModel:
         """A stage's model, to be used as it is."""
-        return load_causal(self.model_path(stage), dtype=self.recipe.model.dtype)
+        return self._able(load_causal(self.model_path(stage), dtype=self.recipe.model.dtype))
 
     def load_to_train(self, stage: str, *, adapters: bool = True) -> LoadedModel:
         """A stage's model to train: under fresh adapters where the recipe asks for them, else in float32.
@@ -129,9 +136,16 @@ class Workspace:
         """
         section = self.recipe.model
         if section.lora is None or not adapters:
-            return load_causal(self.model_path(stage), dtype="float32")
+            return self._able(load_causal(self.model_path(stage), dtype="float32"))
         seed = self.seed("lora", stage)
-        return load_causal(self.model_path(stage), dtype=section.dtype, lora=section.lora, seed=seed)
+        loaded = load_causal(self.model_path(stage), dtype=section.dtype, lora=section.lora, seed=seed)
+        return self._able(loaded)
+
+    def _able(self, loaded: LoadedModel) -> LoadedModel:
+        """The model, which must be able to send the system prompt of the operating point."""
+        if self.system:
+            check_system_role(loaded, name=str(self.recipe.operating_point), system=self.system)
+        return loaded
 
     def load_reward(self) -> LoadedModel:
         """The reward model, probes verified."""
@@ -150,6 +164,7 @@ class Workspace:
             ConfigError: a tracker of the stage is not installed.
         """
         check_trackers(trackers_of(self.recipe, [stage]))
+        config = self._with_point(stage, config)
         path = at or self.out / stage
         if self.resume and (path / "manifest.json").is_file():
             run = open_run(path)
@@ -163,10 +178,18 @@ class Workspace:
             write_text(self.out / "recipe.yaml", recipe_text(self.recipe))
         return Begun(run, False, False)
 
+    def _with_point(self, stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of a stage with the operating point it works under; imports and pretraining know
+        none."""
+        name = self.recipe.operating_point
+        if name is None or stage in ("data", "pretrain"):
+            return dict(config)
+        return {**config, "operating_point": {"name": name, "system": self.system}}
+
     def begin_evaluation(self, *, config: Mapping[str, Any], parents: Mapping[str, str]) -> Begun:
         """The folder of one evaluation. What was measured and how decides its name: other models or settings
         make a new one and the old ones stay; an unfinished one is done again."""
-        key = short(hash_json([dict(config), dict(parents), self.recipe.seed]))
+        key = short(hash_json([self._with_point("eval", config), dict(parents), self.recipe.seed]))
         path = self.out / "eval" / key
         if (path / "manifest.json").is_file():
             run = open_run(path)
@@ -292,7 +315,7 @@ def open_workspace(recipe: Recipe, *, console: Console | None = None, resume: bo
     """Read the charter and take hold of the run's folder; nothing is written yet.
 
     Raises:
-        ConfigError: the charter does not validate.
+        ConfigError: the charter does not validate, or has no such operating point.
         RunError: the folder is a file.
     """
     if recipe.out.exists() and not recipe.out.is_dir():
@@ -300,6 +323,7 @@ def open_workspace(recipe: Recipe, *, console: Console | None = None, resume: bo
             f"{recipe.out} is a file", expected="a folder for the run", remedy="choose another `out`"
         )
     charter = load_charter(recipe.charter)
+    named_point(charter, recipe.operating_point)
     return Workspace(
         recipe, charter, Registry(recipe.out / "records"), console or Console(stderr=True), resume
     )

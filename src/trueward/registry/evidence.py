@@ -53,6 +53,8 @@ class Evidence(Config):
     """Name of each data set measured on, to its content hash."""
     template: str
     """Hash of the chat template the prompts were rendered with."""
+    operating_point: str = ""
+    """Operating point of the charter the prompts were sent under; empty where no system prompt was added."""
     created: str
     source: str
     """The command or file the figures came from."""
@@ -68,6 +70,7 @@ def evidence_body(
     template: str,
     source: str,
     metrics: Mapping[str, Estimate | Metric],
+    operating_point: str = "",
     created: str | None = None,
 ) -> dict[str, Any]:
     """The body to `put` as an evidence record; every argument is explained at `Evidence`.
@@ -84,6 +87,7 @@ def evidence_body(
         "charter": charter,
         "data": dict(data),
         "template": template,
+        "operating_point": operating_point,
         "created": created or now(),
         "source": source,
         "metrics": {name: _metric(metric).model_dump() for name, metric in metrics.items()},

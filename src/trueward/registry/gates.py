@@ -52,6 +52,7 @@ class Verdict:
     template: str
     data: Mapping[str, str]
     criteria: tuple[CriterionResult, ...]
+    operating_point: str = ""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -72,6 +73,7 @@ def decide(
     data: Mapping[str, str],
     template: str,
     reward_model: str | None = None,
+    operating_point: str = "",
 ) -> Verdict:
     """Hold the criteria of one profile against evidence. The same input gives the same verdict, in any order.
 
@@ -83,6 +85,7 @@ def decide(
         data: every data set that may be measured on, name -> content hash now in force.
         template: chat template hash of the model to be released.
         reward_model: content hash of the reward model, for criteria that are about it.
+        operating_point: the charter's, that the model is to be used under; empty is none.
 
     Raises:
         ConfigError: the charter has no such profile.
@@ -95,6 +98,7 @@ def decide(
         charter=charter.hash,
         data=dict(data),
         template=template,
+        operating_point=operating_point,
     )
     results = [*broken, *(_judge(criterion, readable, expected) for criterion in charter.gates[profile])]
     return Verdict(
@@ -106,6 +110,7 @@ def decide(
         template=template,
         data=dict(sorted(data.items())),
         criteria=tuple(results),
+        operating_point=operating_point,
     )
 
 
@@ -115,6 +120,7 @@ class _Expected:
     charter: str
     data: Mapping[str, str]
     template: str
+    operating_point: str
 
 
 def _read_all(records: Sequence[Record]) -> tuple[dict[str, Evidence], list[CriterionResult]]:
@@ -180,12 +186,18 @@ def _staleness(item: Evidence, expected: _Expected) -> str | None:
         return f"was measured under charter {short(item.charter)}, not {short(expected.charter)}"
     if item.template != expected.template:
         return f"used chat template {short(item.template)}, not {short(expected.template)}"
+    if item.operating_point != expected.operating_point:
+        return f"was measured under {_point(item.operating_point)}, not {_point(expected.operating_point)}"
     for name, digest in sorted(item.data.items()):
         if name not in expected.data:
             return f"used data {name!r}, which is not part of this release"
         if digest != expected.data[name]:
             return f"used version {short(digest)} of data {name!r}, not {short(expected.data[name])}"
     return None
+
+
+def _point(name: str) -> str:
+    return f"operating point {name!r}" if name else "no operating point"
 
 
 def _compared(criterion: Criterion, metric: Metric, source: str) -> CriterionResult:

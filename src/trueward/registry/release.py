@@ -106,6 +106,7 @@ def _rederived(registry: Registry, verdict: Verdict, charter: Charter) -> list[R
         data=verdict.data,
         template=verdict.template,
         reward_model=verdict.reward_model,
+        operating_point=verdict.operating_point,
     )
     if again != verdict:
         reasons = [f"{result.id}: {result.reason}" for result in again.criteria if not result.passed]
