@@ -53,13 +53,17 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
     return build(Recipe, mapping, source=f"the recipe with {' '.join(change.overrides)}")
 
 
-def changes_for(recipe: Recipe, work: Work) -> list[Change]:
+def changes_for(recipe: Recipe, work: Work, tokens_at_once: float) -> list[Change]:
     """What can be changed for a stage, in the order in which it costs: first what only takes time, then what
-    changes the arithmetic, then what is trained."""
+    changes the arithmetic, then what is trained.
+
+    Args:
+        tokens_at_once: of the largest training forward.
+    """
     stage = work.stage
     key = f"{stage}.train"
     found: list[Change] = []
-    tokens = 1 << (int(min(work.max_tokens_per_forward, work.step_tokens)) - 1).bit_length()
+    tokens = 1 << (int(tokens_at_once) - 1).bit_length()
     smaller: list[Change] = []
     while (tokens := tokens // 2) >= max(64, work.max_tokens):
         smaller.append(
@@ -75,10 +79,14 @@ def changes_for(recipe: Recipe, work: Work) -> list[Change]:
     if work.precision == "float32":
         found.append(Change("bfloat16 arithmetic", (f"{key}.precision=bfloat16",)))
     found += _adapters(recipe, stage)
-    last = () if not smaller else smaller[-1].overrides
-    gathered = [*(found[-1].overrides if found else ()), *checkpoint.overrides, *last]
-    if len(gathered) > 1:
-        found.append(Change("all of it together", tuple(dict.fromkeys(gathered))))
+    adapters = found[-1] if found else Change("", ())
+    if adapters.overrides and not work.checkpointing:
+        words = f"{adapters.words} with activation checkpointing"
+        both = tuple(dict.fromkeys((*adapters.overrides, *checkpoint.overrides)))
+        found.append(Change(words, both))
+    if smaller:
+        last = (*adapters.overrides, *checkpoint.overrides, *smaller[-1].overrides)
+        found.append(Change("all of it together", tuple(dict.fromkeys(last))))
     return found
 
 
@@ -89,6 +97,10 @@ def _adapters(recipe: Recipe, stage: TrainedStage) -> list[Change]:
     if stage != "reward" and recipe.model.dtype == "float32":
         words = f"LoRA r={_RANK} on bfloat16 weights" if rank else "bfloat16 weights under the adapters"
         found.append(Change(words, (*rank, "model.dtype=bfloat16")))
+    if stage == "ppo" and recipe.reward.lora is None:
+        before = found[-1] if found else Change("adapters", ())
+        words = f"{before.words}, the reward model as adapters of the same backbone"
+        found.append(Change(words, (*before.overrides, f"reward.lora.r={_RANK}")))
     return found
 
 
@@ -107,7 +119,7 @@ def advise(
     """
     before = stage.memory.peak.size
     tried = []
-    for change in changes_for(recipe, stage.work):
+    for change in changes_for(recipe, stage.work, stage.memory.tokens):
         name = stage.work.stage
         after = _stage_of(predict(changed(recipe, change), device, inputs=inputs, stages=[name]), name)
         peak = after.memory.peak.size

@@ -150,12 +150,14 @@ def roles_of(recipe: Recipe, shape: Shape, stage: TrainedStage, *, gpu: bool = F
     )
 
 
-def row_of(work: Work, tokens: float) -> Row:
-    """A row of `tokens` tokens of a stage's items."""
+def row_of(work: Work, tokens: float, *, gpu: bool) -> Row:
+    """A row of `tokens` tokens of a stage's items. gpu: flex-attention, which reads the row as it is."""
     items = tokens / work.item_tokens
     scored = tokens * work.completion_share
     completion = scored / items / work.completions
     prompt = work.item_tokens - completion * work.completions
+    if gpu:
+        return Row(tokens=tokens, queries=tokens, keys=tokens, scored=scored, mask=0.0)
     shared = work.completions - 1
     return Row(
         tokens=tokens,
@@ -227,7 +229,7 @@ class _Stage:
     def training(self) -> list[Moment]:
         """The two widest moments of a step, from the second step on."""
         work, shape, how = self.work, self.shape, self.roles.how
-        row = row_of(work, work.forward_tokens)
+        row = row_of(work, work.forward_tokens, gpu=how.gpu)
         layer, rest = kept_per_layer(shape, how, row), kept_rest(shape, how, row)
         casts = 0 if self.shards > 1 else cast_weights(shape, how)
         if work.checkpointing:
@@ -266,7 +268,7 @@ class _Stage:
 
     def scoring(self) -> Moment:
         """A forward without gradients."""
-        row = row_of(self.work, self.work.scoring_tokens)
+        row = row_of(self.work, self.work.scoring_tokens, gpu=self.device.gpu)
         work = working_forward(self.shape, self.roles.how, row)
         hidden = 2 * _FLOAT * self.shape.width * row.tokens + _FLOAT * row.mask
         parts = [
@@ -328,4 +330,5 @@ def _per_gpu(work: Work, gpus: int) -> Work:
         return work
     step = max(work.item_tokens, work.step_tokens / gpus)
     tokens = min(step, work.max_tokens_per_forward)
-    return replace(work, forward_tokens=tokens, forwards=math.ceil(step / tokens))
+    rows, prompts = math.ceil(work.rows / gpus), math.ceil(work.prompts / gpus)
+    return replace(work, forward_tokens=tokens, forwards=math.ceil(step / tokens), rows=rows, prompts=prompts)

@@ -78,7 +78,7 @@ def _arithmetic(planned: Planned, stage: StagePrediction) -> list[str]:
     roles = roles_of(recipe, shape, stage.work.stage, gpu=planned.prediction.device.gpu)
     how, share = roles.how, f" / {gpus}" if gpus > 1 else ""
     tokens = stage.memory.tokens
-    layer = kept_per_layer(shape, how, row_of(stage.work, tokens))
+    layer = kept_per_layer(shape, how, row_of(stage.work, tokens, gpu=planned.prediction.device.gpu))
     lines = [
         f"weights      {roles.base:,} x {how.weight_bytes} bytes{share} = "
         f"{_gib(how.weight_bytes * roles.base / gpus)}",
@@ -119,7 +119,7 @@ def _stage_lines(planned: Planned, stage: StagePrediction) -> list[str]:
         before = f" after {_time(stage.duration.setup_s)} of reference pass" if stage.duration.setup_s else ""
         steps = f"{work.steps:,} {unit}{'s' if work.steps != 1 else ''}"
         lines.append(
-            f"  time: {_time(stage.duration.step_s)} a {unit} ({spent}), {steps}{before}: "
+            f"  time: {_time(stage.duration.step_s)} per {unit} ({spent}), {steps}{before}: "
             f"{_time(stage.duration.run_s)}"
         )
     best = planned.advice.get(work.stage)
