@@ -53,6 +53,13 @@ def low_words(groups: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list
     return [sum(3 < i < 12 for i in rollout.ids) / len(rollout.ids) for rollout in rollouts]
 
 
+def rarely_low_words(groups: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[float]:
+    """The same, for every third prompt; the others' completions are all alike."""
+    asked = [int(groups[rollout.prompt].id[1:]) for rollout in rollouts]
+    pairs = zip(asked, low_words(groups, rollouts), strict=True)
+    return [0.0 if number % 3 else score for number, score in pairs]
+
+
 def run(folder: Path, policy: nn.Module, *, resume: bool = False, **changes: Any) -> TrainResult:
     own = {key: changes.pop(key) for key in ("engine", "reward", "hooks", "prompts") if key in changes}
     chosen = settings(**changes)
@@ -110,7 +117,10 @@ def test_choices_can_be_made_one_by_one() -> None:
     [
         (language.policy, {}),
         (language.adapted, {"kl_coef": 0.05}),
-        (language.policy, {"method": "dapo", "max_draws": 2, "minibatches": 2, "epochs": 2}),
+        (
+            language.policy,
+            {"method": "dapo", "max_draws": 3, "minibatches": 2, "epochs": 2, "reward": rarely_low_words},
+        ),
         (language.policy, {"method": "rloo", "kl_coef": 0.1, "kl_in": "reward", "importance": "truncate"}),
         (language.policy, {"reference": False, "activation_checkpointing": True}),
     ],
@@ -254,6 +264,23 @@ def test_equal_scores_change_nothing_and_end_the_run(tmp_path: Path) -> None:
         run(tmp_path / "rpp", policy, reward=equal, max_idle=2, method="reinforce_plus_plus", iterations=9)
 
 
+def test_momentum_alone_moves_nothing(tmp_path: Path) -> None:
+    def low_words_twice(limit: int) -> Reward:
+        calls = 0
+
+        def reward(groups: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[float]:
+            nonlocal calls
+            calls += 1
+            return low_words(groups, rollouts) if calls <= limit else [0.5] * len(rollouts)
+
+        return reward
+
+    short, long = language.policy(), language.policy()
+    run(tmp_path / "short", short, iterations=2)
+    run(tmp_path / "long", long, iterations=4, reward=low_words_twice(2))
+    assert toy.equal(toy.weights(short), toy.weights(long))
+
+
 def test_overlong_completions_are_punished_linearly() -> None:
     chosen = settings(method="dapo", max_new_tokens=10, overlong_buffer=4, overlong_penalty=2.0)
     taken_B = overlong_B(torch.tensor([1, 6, 7, 9, 10]), chosen, choices_of(chosen))
@@ -314,6 +341,21 @@ def test_importance_weights(importance: str, weight: float, share: float) -> Non
     assert weights_BT[mask_BT].tolist() == pytest.approx([weight] * int(mask_BT.sum()))
     assert corrected == share
     assert not weights_BT[~mask_BT].any()
+    gradients = []
+    for used_BT in (weights_BT, torch.ones_like(weights_BT)):
+        policy.zero_grad()
+        advantages_BT = advantages_of(drawn, chosen, choices_of(chosen))
+        objective = GroupObjective(
+            drawn.experience,
+            advantages_BT,
+            used_BT,
+            settings=chosen,
+            choices=choices_of(chosen),
+            items=range(6),
+        )
+        accumulate(policy, objective, range(6), max_tokens=10_000, precision="float32", seed=0)
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], weight * gradients[1])
 
 
 def test_a_verifier_as_reward(tmp_path: Path) -> None:
