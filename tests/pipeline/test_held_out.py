@@ -8,7 +8,7 @@ import pytest
 from tests.pipeline.toy import call, hh_arguments
 from tests.trainers import language
 from trueward.core.errors import DataError
-from trueward.core.files import read_jsonl
+from trueward.core.files import read_json, read_jsonl
 from trueward.core.run import open_run
 from trueward.models.checkpoint import model_hash
 from trueward.pipeline.held_out import EVAL_ITEMS, reward_looks, sft_looks
@@ -74,6 +74,16 @@ def test_the_last_look_is_what_the_stage_measures_at_its_end(place: Path) -> Non
     assert last["sft"]["eval/mean_token_accuracy"] == pytest.approx(held["sft"]["mean_token_accuracy"])
     for stage in ("reward", "dpo"):
         assert last[stage]["eval/accuracy"] == pytest.approx(held[stage]["accuracy"]["value"])
+
+
+def test_looks_reach_the_report(place: Path) -> None:
+    looks = [f"{stage}.train.eval_every=2" for stage in STAGES]
+    assert call("run", *hh_arguments(place, out="looking"), "stages=[eval, report]", *looks) == 0
+    points = read_json(place / "looking" / "summary.json")["curves"]["looks"]
+    steps = {stage: [p["step"] for p in points if p["stage"] == stage] for stage in STAGES}
+    assert steps == {"sft": [2, 3], "reward": [2], "dpo": [2], "ppo": [2]}
+    assert {p["figure"] for p in points if p["stage"] == "ppo"} == {"reward"}
+    assert "looks-sft" in (place / "looking" / "report.html").read_text()
 
 
 def test_looking_changes_no_weight(place: Path) -> None:

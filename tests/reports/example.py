@@ -166,6 +166,14 @@ def _samples() -> list[dict[str, Any]]:
     return [plain, *hostile]
 
 
+def _looks() -> list[dict[str, Any]]:
+    return [
+        {"stage": stage, "step": step, "figure": figure, "training": training / step, "held_out": 2 / step}
+        for stage, figure, training in (("sft", "loss", 1.5), ("ppo", "reward", 2.5))
+        for step in (10, 20, 30)
+    ]
+
+
 def summary() -> dict[str, Any]:
     """The whole."""
     bins = [(0.55, 0.53, 60), (0.65, 0.61, 90), (0.75, 0.73, 140), (0.85, 0.8, 200), (0.94, 0.93, 110)]
@@ -189,7 +197,12 @@ def summary() -> dict[str, Any]:
                           {"name": "chance", "accuracy": rate(0.5, 600)}],
             "verdict": "The reward model orders held-out pairs better than every simple rule.",
         },
-        "curves": {"ppo": _ppo(24, 0.03, 0.01), "ppo_unbounded": _ppo(40, 0.1, 0.13), "dpo": _dpo()},
+        "curves": {
+            "ppo": _ppo(24, 0.03, 0.01),
+            "ppo_unbounded": _ppo(40, 0.1, 0.13),
+            "dpo": _dpo(),
+            "looks": _looks(),
+        },
         "win_matrix": _wins("gold") + _wins("reward model"),
         "samples": _samples(),
         "lineage": _lineage(),

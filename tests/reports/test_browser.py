@@ -76,7 +76,7 @@ def test_charts_are_drawn_and_nothing_else_happens(browser: webdriver.Chrome, tm
     requested = opened(browser, path, summary())
     assert browser.execute_script("return document.documentElement.dataset.charts") == "drawn"
     marks = browser.execute_script(COUNT_MARKS)
-    assert len(marks) == 14 and min(marks) > 10
+    assert len(marks) == 16 and min(marks) > 10
     assert browser.execute_script("return window.hacked") is None
     assert logged(browser, "browser") == []
     assert [url for url in requested if not url.startswith("data:")] == [path.as_uri()]

@@ -10,7 +10,7 @@ from trueward.reports import read_summary
 from trueward.reports.chart_style import Panel
 from trueward.reports.evaluation_charts import category_panels, refusal_panel, score_panels, win_panels
 from trueward.reports.reward_charts import baselines_panel, reliability_panel
-from trueward.reports.training_charts import dpo_panels, ppo_panels
+from trueward.reports.training_charts import dpo_panels, look_panels, ppo_panels
 
 
 def panels(body: dict[str, Any]) -> dict[str, Panel]:
@@ -23,6 +23,7 @@ def panels(body: dict[str, Any]) -> dict[str, Panel]:
         baselines_panel(checked.reward_model),
         *ppo_panels(checked),
         *dpo_panels(checked),
+        *look_panels(checked),
         *win_panels(checked),
     ]
     assert len({panel.id for panel in found}) == len(found)
@@ -110,3 +111,11 @@ def test_unknown_stages_and_scores_are_drawn_too() -> None:
     made = panels(body)
     assert made["score-reward"].spec is not None and made["score-brevity"].spec is not None
     assert "var(--other-1)" in json.dumps(made["score-reward"].spec)
+
+
+def test_looks_are_drawn_stage_by_stage_and_only_where_somebody_looked() -> None:
+    found = [panel for panel in panels(summary()).values() if panel.id.startswith("looks-")]
+    assert [panel.id for panel in found] == ["looks-sft", "looks-ppo"]
+    assert [panel.title for panel in found] == ["Held-out loss of sft", "Held-out reward of ppo"]
+    assert sorted(numbers(found[0], "value")) == sorted(x / step for x in (1.5, 2) for step in (10, 20, 30))
+    assert look_panels(read_summary(bare())) == []

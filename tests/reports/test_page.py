@@ -81,7 +81,7 @@ def test_chart_data_cannot_leave_its_element(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script >" not in text and "<!--" not in text
     specs = re.findall(r'<script type="application/json" id="[^"]*">(.*?)</script>', text, flags=re.DOTALL)
-    assert len(specs) == 14 and all(json.loads(spec)["description"] for spec in specs)
+    assert len(specs) == 16 and all(json.loads(spec)["description"] for spec in specs)
     assert any("</script >" in json.dumps(json.loads(spec)) for spec in specs)
 
 

@@ -120,7 +120,23 @@ def _curves(workspace: Workspace) -> dict[str, Any]:
         for row in _rows(workspace, "dpo")
         if all(row.get(name) is not None for name in keys.values())
     ]
+    curves["looks"] = list(_looks(workspace))
     return curves
+
+
+def _looks(workspace: Workspace) -> Iterator[dict[str, Any]]:
+    """Held-out figures on the way, where `eval_every` asked for them."""
+    for stage in TRAINED:
+        for row in _rows(workspace, stage):
+            figure = next((name for name in ("loss", "reward") if row.get(f"eval/{name}") is not None), None)
+            if figure is not None:
+                yield {
+                    "stage": stage,
+                    "step": row["step"],
+                    "figure": figure,
+                    "training": row.get(figure),
+                    "held_out": row[f"eval/{figure}"],
+                }
 
 
 def _samples(evaluation: RunFolder, wanted: int) -> Iterator[dict[str, Any]]:

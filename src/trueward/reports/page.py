@@ -28,7 +28,7 @@ from trueward.reports.lineage import lineage_svg
 from trueward.reports.reward_charts import baselines_panel, reliability_panel
 from trueward.reports.summary import Figure, Summary, read_summary
 from trueward.reports.table import Column, columns, shown_seconds
-from trueward.reports.training_charts import dpo_panels, ppo_panels
+from trueward.reports.training_charts import dpo_panels, look_panels, ppo_panels
 
 __all__ = ["render_report"]
 
@@ -85,7 +85,7 @@ def render_report(summary: Mapping[str, Any], path: Path) -> None:
             score_panels=score_panels(checked),
             refusal_panels=[refusal_panel(checked), *category_panels(checked)],
             reward_panels=[reliability_panel(checked.reward_model), baselines_panel(checked.reward_model)],
-            training_panels=[*ppo_panels(checked), *dpo_panels(checked)],
+            training_panels=[*ppo_panels(checked), *dpo_panels(checked), *look_panels(checked)],
             win_panels=win_panels(checked),
             lineage=lineage_svg(checked.lineage) if checked.lineage.nodes else Markup(""),
             extras=_extras(checked),

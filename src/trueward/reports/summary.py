@@ -23,6 +23,7 @@ __all__ = [
     "Figure",
     "Gate",
     "LineageGraph",
+    "LookPoint",
     "PpoPoint",
     "Refusal",
     "RewardModel",
@@ -123,12 +124,23 @@ class DpoPoint(Config):
     rejected_per_token_change: Finite
 
 
+class LookPoint(Config):
+    """One look at held-out data while a stage trained, beside the training figure of the same step."""
+
+    stage: str
+    step: int
+    figure: Literal["loss", "reward"]
+    training: Finite | None
+    held_out: Finite
+
+
 class Curves(Config):
     """What was logged while training."""
 
     ppo: tuple[PpoPoint, ...] = ()
     ppo_unbounded: tuple[PpoPoint, ...] = ()
     dpo: tuple[DpoPoint, ...] = ()
+    looks: tuple[LookPoint, ...] = ()
 
 
 class WinCell(Figure):

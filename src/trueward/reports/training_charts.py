@@ -1,15 +1,16 @@
-"""Charts of training: PPO's proxy and true reward against KL, DPO's margins and displacement."""
+"""Charts of training: PPO's proxy and true reward against KL, DPO's margins and moves, held-out figures."""
 
 from collections.abc import Sequence
 
 import altair as alt
 
 from trueward.reports.chart_style import Panel, absent, inline, panel
-from trueward.reports.summary import DpoPoint, PpoPoint, Summary
+from trueward.reports.summary import DpoPoint, LookPoint, PpoPoint, Summary
 
-__all__ = ["dpo_panels", "ppo_panels"]
+__all__ = ["dpo_panels", "look_panels", "ppo_panels"]
 
 _MEASURES = alt.Scale(domain=["proxy", "true"], range=["var(--proxy)", "var(--gold)"])
+_DATA = alt.Scale(domain=["training", "held out"], range=["var(--proxy)", "var(--gold)"])
 _SIDES = alt.Scale(domain=["chosen", "rejected"], range=["var(--good)", "var(--bad)"])
 
 
@@ -110,3 +111,32 @@ def _displacement_panel(title: str, points: Sequence[DpoPoint]) -> Panel:
     fate = "has become less likely too" if fell else "has not become less likely"
     caption = f"A margin can grow while both answers become less likely. Here the chosen answer {fate}."
     return panel("dpo-displacement", title, caption, [zero, lines])
+
+
+def look_panels(summary: Summary) -> list[Panel]:
+    """Held-out figures beside those of training, stage by stage; none where nobody looked."""
+    points = summary.curves.looks
+    stages = dict.fromkeys(point.stage for point in points)
+    return [_look_panel(stage, [point for point in points if point.stage == stage]) for stage in stages]
+
+
+def _look_panel(stage: str, points: Sequence[LookPoint]) -> Panel:
+    figure = points[0].figure
+    rows = [{"step": p.step, "data": "held out", "value": p.held_out} for p in points]
+    rows += [
+        {"step": p.step, "data": "training", "value": p.training} for p in points if p.training is not None
+    ]
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=6)),
+        y=alt.Y("value:Q", title=f"mean {figure}", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6)),
+        color=alt.Color("data:N", scale=_DATA),
+        tooltip=["data:N", "step:Q", alt.Tooltip("value:Q", format=".3f")],
+    )
+    name = stage.replace("_", " ")
+    worse = "stops falling" if figure == "loss" else "stops rising"
+    caption = (
+        f"Where the held-out {figure} {worse} while that of training goes on, the model learns its items by "
+        "heart. A training figure is that of one batch; the held-out items are always the same."
+    )
+    layers = [base.mark_line(strokeWidth=2.5), base.mark_point(filled=True, size=40)]
+    return panel(f"looks-{stage}", f"Held-out {figure} of {name}", caption, layers)
