@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from trueward.models.backend import keep_freed_memory, prepare_cpu
+from trueward.core.errors import ModelError
+from trueward.models.backend import choose_device, keep_freed_memory, prepare_cpu
 
 
 def test_denormals_become_zero_and_threads_stay() -> None:
@@ -27,3 +28,13 @@ def test_freed_memory_is_kept_unless_the_environment_decides(monkeypatch: pytest
     monkeypatch.delenv("MALLOC_ARENA_MAX")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")
     assert not keep_freed_memory()
+
+
+def test_device_is_a_gpu_only_where_torch_sees_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seen, expected in ((False, {"auto": "cpu", "cpu": "cpu"}), (True, {"auto": "cuda", "cpu": "cpu"})):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
+        assert {name: choose_device(name) for name in expected} == expected
+    assert choose_device("cuda") == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"sees no GPU .* model\.device=cpu"):
+        choose_device("cuda")

@@ -1,4 +1,5 @@
-"""Settings of the processor and of its memory that decide speed, made once before the first forward.
+"""Where models lie, and settings of the processor and its memory that decide speed, made before the first
+forward.
 
 Not here: the number of threads.
 """
@@ -9,7 +10,9 @@ import sys
 
 import torch
 
-__all__ = ["keep_freed_memory", "prepare_cpu"]
+from trueward.core.errors import ModelError
+
+__all__ = ["choose_device", "keep_freed_memory", "prepare_cpu"]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -27,6 +30,26 @@ def prepare_cpu() -> bool:
     """
     keep_freed_memory()
     return torch.set_flush_denormal(True)
+
+
+def choose_device(name: str) -> str:
+    """The device a run uses.
+
+    Args:
+        name: `auto` (a GPU if torch sees one, else the processor), `cpu` or `cuda`.
+
+    Raises:
+        ModelError: `cuda` where torch sees no GPU.
+    """
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise ModelError(
+            "torch sees no GPU here",
+            value=f"torch {torch.__version__}",
+            expected="a CUDA build of torch and a GPU that it supports",
+            remedy="set model.device=cpu, or install another build of torch",
+        )
+    return "cpu" if name == "cpu" or not found else "cuda"
 
 
 def keep_freed_memory() -> bool:

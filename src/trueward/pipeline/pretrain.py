@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trueward.core.errors import DataError
@@ -148,6 +149,7 @@ def pretrain(workspace: Workspace) -> None:
     corpus = _corpus(workspace, inputs, begun.folder.path)
     shape = section.shape.model_copy(update={"seed": workspace.seed("pretrain", "init") % 2**31})
     model = new_llama(corpus.tokenizer, shape)
+    nn.Module.to(model, workspace.device)
     if corpus.chats:
         checked(model, corpus.chats, corpus.tokenizer, console=workspace.console)
     settings = settings_of(workspace, "pretrain", section.train)

@@ -44,6 +44,8 @@ class ModelSection(Config):
     """Folder, or hub id (`owner/name`), of a causal language model; null is the testbed's own base model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights. Trained weights are float32 whatever this says of frozen ones."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models lie; `auto` is a GPU where torch sees one. A run goes on only where it began."""
     lora: LoraSettings | None = None
     """Train adapters in place of all weights (SFT, DPO and PPO; the reward model has `reward.lora`)."""
 

@@ -27,6 +27,7 @@ from trueward.core.progress import Bar, stage_bar
 from trueward.core.run import RunFolder, create_run, open_run
 from trueward.core.seed import derive_seed
 from trueward.core.trackers import check_trackers
+from trueward.models.backend import choose_device
 from trueward.models.load import LoadedModel, load_causal, load_reward
 from trueward.pipeline.operating_point import check_system_role, named_point
 from trueward.pipeline.recipe import Recipe
@@ -81,6 +82,11 @@ class Workspace:
         return derive_seed(self.recipe.seed, *names)
 
     @property
+    def device(self) -> str:
+        """Where the models of this run lie."""
+        return choose_device(self.recipe.model.device)
+
+    @property
     def system(self) -> str:
         """System prompt of the operating point; empty where none is sent."""
         point = named_point(self.charter, self.recipe.operating_point)
@@ -126,7 +132,8 @@ class Workspace:
 
     def load(self, stage: str) -> LoadedModel:
         """A stage's model, to be used as it is."""
-        return self._able(load_causal(self.model_path(stage), dtype=self.recipe.model.dtype))
+        dtype = self.recipe.model.dtype
+        return self._able(load_causal(self.model_path(stage), dtype=dtype, device=self.device))
 
     def load_to_train(self, stage: str, *, adapters: bool = True) -> LoadedModel:
         """A stage's model to train: under fresh adapters where the recipe asks for them, else in float32.
@@ -136,9 +143,12 @@ class Workspace:
         """
         section = self.recipe.model
         if section.lora is None or not adapters:
-            return self._able(load_causal(self.model_path(stage), dtype="float32"))
+            whole = load_causal(self.model_path(stage), dtype="float32", device=self.device)
+            return self._able(whole)
         seed = self.seed("lora", stage)
-        loaded = load_causal(self.model_path(stage), dtype=section.dtype, lora=section.lora, seed=seed)
+        loaded = load_causal(
+            self.model_path(stage), dtype=section.dtype, lora=section.lora, device=self.device, seed=seed
+        )
         return self._able(loaded)
 
     def _able(self, loaded: LoadedModel) -> LoadedModel:
@@ -149,7 +159,7 @@ class Workspace:
 
     def load_reward(self) -> LoadedModel:
         """The reward model, probes verified."""
-        return load_reward(self.model_path("reward"))
+        return load_reward(self.model_path("reward"), device=self.device)
 
     def begin(
         self, stage: str, *, config: Mapping[str, Any], parents: Mapping[str, str], at: Path | None = None
@@ -164,7 +174,7 @@ class Workspace:
             ConfigError: a tracker of the stage is not installed.
         """
         check_trackers(trackers_of(self.recipe, [stage]))
-        config = self._with_point(stage, config)
+        config = self._with_surroundings(stage, config)
         path = at or self.out / stage
         if self.resume and (path / "manifest.json").is_file():
             run = open_run(path)
@@ -178,18 +188,21 @@ class Workspace:
             write_text(self.out / "recipe.yaml", recipe_text(self.recipe))
         return Begun(run, False, False)
 
-    def _with_point(self, stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration of a stage with the operating point it works under; imports and pretraining know
-        none."""
-        name = self.recipe.operating_point
-        if name is None or stage in ("data", "pretrain"):
+    def _with_surroundings(self, stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of a stage with the device and the operating point it works under; imports know
+        neither, pretraining no operating point."""
+        if stage == "data":
             return dict(config)
-        return {**config, "operating_point": {"name": name, "system": self.system}}
+        name = self.recipe.operating_point
+        placed = {**config, "device": self.device}
+        if name is None or stage == "pretrain":
+            return placed
+        return {**placed, "operating_point": {"name": name, "system": self.system}}
 
     def begin_evaluation(self, *, config: Mapping[str, Any], parents: Mapping[str, str]) -> Begun:
         """The folder of one evaluation. What was measured and how decides its name: other models or settings
         make a new one and the old ones stay; an unfinished one is done again."""
-        key = short(hash_json([self._with_point("eval", config), dict(parents), self.recipe.seed]))
+        key = short(hash_json([self._with_surroundings("eval", config), dict(parents), self.recipe.seed]))
         path = self.out / "eval" / key
         if (path / "manifest.json").is_file():
             run = open_run(path)
