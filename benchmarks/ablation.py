@@ -30,11 +30,11 @@ from trueward.models.packing import Packed, pack
 from trueward.objectives.logprobs import token_logps
 from trueward.rollouts import local
 from trueward.rollouts.decoding import SharedDecoder
-from trueward.trainers import preference
+from trueward.trainers import preference, reference
 from trueward.trainers.accumulate import LossSum
 from trueward.trainers.preference import PreferenceObjective, PreferencePair, PreferenceSettings
 
-__all__ = ["ALL_ON", "DECODING", "TRAINING", "AblationJob"]
+__all__ = ["ALL_ON", "DECODING", "TRAINING", "AblationJob", "run_variant"]
 
 ALL_ON = "all on"
 _COMPLETIONS = 8
@@ -104,8 +104,7 @@ def _uncached(model: PreTrainedModel) -> AbstractContextManager[Any]:
 
 
 def _padded(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    route = scoring._Route(False, True, "packing is off")
-    return patch.object(scoring, "_find_route", lambda model: route)
+    return patch.object(scoring, "takes_packed_rows", lambda model: "packing is off")
 
 
 def _compiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
@@ -123,8 +122,8 @@ def _as_it_is(model: PreTrainedModel) -> AbstractContextManager[Any]:
 TRAINING: Mapping[str, Callable[[PreTrainedModel], AbstractContextManager[Any]]] = {
     ALL_ON: _as_it_is,
     "without packing and shared prompts (padded rows)": _padded,
-    "without shared prompts": lambda model: patch.object(preference, "pack", _unshared),
-    "without completion-only head": lambda model: patch.object(preference, "score_completions", _whole_head),
+    "without shared prompts": lambda model: patch.object(reference, "pack", _unshared),
+    "without completion-only head": lambda model: patch.object(reference, "score_completions", _whole_head),
     "without cached reference": _uncached,
     "without kept memory (glibc's defaults)": _as_it_is,
     "with bfloat16": _as_it_is,
@@ -178,6 +177,11 @@ def _decode(job: AblationJob, model: PreTrainedModel, watch: Watch) -> None:
         watch.update(1)
 
 
+def run_variant(job: AblationJob, model: PreTrainedModel, watch: Watch) -> None:
+    """Train or decode under a variant; losses, times and memory are in `watch`."""
+    (_train if job.kind == "training" else _decode)(job, model, watch)
+
+
 def main() -> None:
     """Run the variant that a job names."""
     asked, result = map(Path, sys.argv[1:])
@@ -191,7 +195,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(Path(job.work) / "causal", dtype=dtype)
     float(sum(parameter.detach().float().sum() for parameter in model.parameters()))
     watch.loaded()
-    (_train if job.kind == "training" else _decode)(job, model, watch)
+    run_variant(job, model, watch)
     write_json(result, watch.figures())
 
 

@@ -7,7 +7,7 @@ of the processor, the least of the repetitions.
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import SFTObjective
 from trueward.trainers.step import Trained, take_step
 
-__all__ = ["AXES", "CostJob", "groups_at", "points"]
+__all__ = ["AXES", "CostJob", "groups_at", "measure_point", "points"]
 
 AXES: Mapping[str, Sequence[int]] = {
     "length": (128, 256, 512, 1024, 2048, 4096),
@@ -35,17 +35,16 @@ _VOCABULARY = 8192
 
 
 class CostJob(NamedTuple):
-    """One axis; `quick` leaves out its largest value."""
+    """One point of an axis."""
 
     axis: str
+    value: int
     work: str
-    quick: bool
 
 
-def points(job: CostJob) -> Sequence[int]:
-    """The values that are measured."""
-    values = AXES[job.axis]
-    return values[:-1] if job.quick else values
+def points(axis: str, *, quick: bool) -> Sequence[int]:
+    """The values that are measured; `quick` leaves out the largest."""
+    return AXES[axis][:-1] if quick else AXES[axis]
 
 
 def groups_at(axis: str, value: int) -> list[TokenGroup]:
@@ -79,39 +78,38 @@ def _model(vocabulary: int) -> PreTrainedModel:
     return LlamaForCausalLM(config)
 
 
-def _measured(job: CostJob) -> Iterator[dict[str, Any]]:
+def _steps(job: CostJob, groups: Sequence[TokenGroup], model: PreTrainedModel) -> tuple[float, int]:
+    """Seconds of the fastest of 3 steps, and tokens of one."""
     settings = TrainSettings(lr=1e-4, batch_size=4, steps=1, max_tokens_per_forward=1 << 20)
-    for value in points(job):
-        watch = Watch()
-        watch.loaded()
-        model = _model(value if job.axis == "vocabulary" else _VOCABULARY)
-        trained = Trained(
-            model=model,
-            optimizer=build_optimizer(model, settings),
-            parameters=trainable(model),
-            folder=Path(job.work),
-        )
-        groups = groups_at(job.axis, value)
-        times_s = []
-        for _ in range(3):
-            started_s = time.process_time()
-            stepped = take_step(trained, SFTObjective(), groups, settings, step=0, num_steps=1, seed=0)
-            times_s.append(time.process_time() - started_s)
-        watch.update(1)
-        yield {
-            "value": value,
-            "tokens": stepped.tokens,
-            "seconds": min(times_s),
-            "memory_mib": (watch.peak_bytes - watch.loaded_bytes) / 2**20,
-        }
+    optimizer = build_optimizer(model, settings)
+    trained = Trained(model=model, optimizer=optimizer, parameters=trainable(model), folder=Path(job.work))
+    times_s = []
+    for _ in range(3):
+        started_s = time.process_time()
+        stepped = take_step(trained, SFTObjective(), groups, settings, step=0, num_steps=1, seed=0)
+        times_s.append(time.process_time() - started_s)
+    return min(times_s), stepped.tokens
+
+
+def measure_point(job: CostJob) -> dict[str, Any]:
+    """Time, tokens and memory (model and optimizer included) of a step."""
+    # What the first step of a process loads is no cost of a step.
+    _steps(job, groups_at("length", 8), _model(1024))
+    watch = Watch()
+    watch.loaded()
+    model = _model(job.value if job.axis == "vocabulary" else _VOCABULARY)
+    seconds, tokens = _steps(job, groups_at(job.axis, job.value), model)
+    watch.update(1)
+    memory_mib = (watch.peak_bytes - watch.loaded_bytes) / 2**20
+    return {"value": job.value, "tokens": tokens, "seconds": seconds, "memory_mib": memory_mib}
 
 
 def main() -> None:
-    """Measure the axis that a job names."""
+    """Measure the point that a job names."""
     asked, result = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    write_json(result, {"points": list(_measured(CostJob(**read_json(asked))))})
+    write_json(result, measure_point(CostJob(**read_json(asked))))
 
 
 if __name__ == "__main__":

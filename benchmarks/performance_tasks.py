@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from benchmarks.ablation import ALL_ON, DECODING, TRAINING, AblationJob
-from benchmarks.cost import AXES, CostJob
+from benchmarks.cost import AXES, CostJob, points
 from benchmarks.decode import DecodeJob
 from benchmarks.growth import STAGES, GrowthJob, write_rows
 from benchmarks.process import run_module
@@ -223,8 +223,8 @@ def _cost(asked: Namespace) -> Iterator[Task]:
     for axis in AXES:
 
         def measured(place: Workplace, axis: str = axis) -> Mapping[str, Any]:
-            job = CostJob(axis, str(place.folder), asked.quick)
-            return run_module("benchmarks.cost", job._asdict(), place.folder)
+            jobs = [CostJob(axis, value, str(place.folder)) for value in points(axis, quick=asked.quick)]
+            return {"points": [run_module("benchmarks.cost", job._asdict(), place.folder) for job in jobs]}
 
         yield Task(f"cost/{axis}", measured)
 

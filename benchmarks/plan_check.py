@@ -8,8 +8,6 @@ Ends with 0 if every peak is predicted within 15 %.
 
 import argparse
 import importlib
-import multiprocessing
-import os
 import platform
 import shutil
 import string
@@ -24,8 +22,8 @@ import torch
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.process import run_module
 from benchmarks.vs_trl_watch import memory_bytes
-from trueward.core.errors import RunError
 from trueward.core.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from trueward.core.seed import generator
 from trueward.models.checkpoint import save_causal
@@ -39,7 +37,7 @@ __all__ = ["CASES", "Case", "main"]
 TARGET = 0.15
 _GIB = 2**30
 _ROWS = 160
-_SHOWN = 120
+_MODULE = "benchmarks.plan_check"
 _BEGIN, _END = "<!-- plan_check: begin -->", "<!-- plan_check: end -->"
 _QUICK = "{steps: 1, batch_size: 1, max_tokens_per_forward: 512}"
 _TARGETS = {
@@ -156,31 +154,7 @@ def _prepare(model: str, folder: Path) -> None:
     stages = "stages=[data,sft,reward]" if _needs_reward(model) else "stages=[data,sft]"
     quick = (f"{stage}.train={_QUICK}" for stage in ("sft", "reward"))
     job = {"stage": "run", "name": model, "folder": str(folder / f"model-{model}")}
-    _run({**job, "overrides": _overrides(model, folder, stages, *quick)}, folder)
-
-
-def _run(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Do a job in a process of its own. It is forked, so that the libraries are imported once for all; the
-    kernel counts their pages in each.
-
-    Raises:
-        RunError: the process failed.
-    """
-    result = folder / "result.json"
-    result.unlink(missing_ok=True)
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(job, result))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        said = _log(result).read_text(encoding="utf-8")
-        raise RunError(f"stage {job['stage']} failed", value=said[-_SHOWN:])
-    figures: dict[str, Any] = read_json(result)
-    return figures
-
-
-def _log(result: Path) -> Path:
-    """Where a job's process writes what it has to say."""
-    return result.with_suffix(".log")
+    run_module(_MODULE, {**job, "overrides": _overrides(model, folder, stages, *quick)}, folder)
 
 
 def _needs_reward(model: str) -> bool:
@@ -198,7 +172,7 @@ def check(case: Case, predicted: dict[str, Any], folder: Path) -> Checked:
     # Another case may have left the same stage.
     shutil.rmtree(folder / case.model / case.stage, ignore_errors=True)
     job = {"stage": case.stage, "overrides": _of(case, folder)}
-    seen = _run(job, folder)
+    seen = run_module(_MODULE, job, folder)
     return Checked(case=case, **predicted, measured=seen["peak_bytes"], measured_s=seen["step_s"])
 
 
@@ -211,12 +185,11 @@ def _predicted(overrides: Sequence[str], device: Device) -> dict[str, Any]:
     return {**figures, "predicted_s": stage.duration.step_s}
 
 
-def _work(job: dict[str, Any], result: Path) -> None:
+def _work(asked: Path, result: Path) -> None:
     """In a process of its own: predict all cases, prepare a model, or run a stage and tell its peak."""
-    with _log(result).open("wb") as log:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log.fileno(), stream.fileno())
-    torch.set_num_threads(1)
+    job = read_json(asked)
+    # A stage's command imports all of it; the plan is made from the process as it is then.
+    importlib.import_module(_TARGETS["run"].partition(":")[0])
     if job["stage"] == "predict":
         device = device_named(THIS_MACHINE)
         write_json(result, {"cases": [_predicted(overrides, device) for overrides in job["cases"]]})
@@ -265,6 +238,9 @@ def main() -> int:
     Returns:
         0 if every peak is within the target, else 1.
     """
+    if len(sys.argv) == 3 and sys.argv[1].endswith(".json"):
+        _work(*map(Path, sys.argv[1:]))
+        return 0
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -276,15 +252,13 @@ def main() -> int:
     cases = [case for n, case in enumerate(CASES, 1) if not asked.only or n in asked.only]
     rows: list[Checked] = []
     console = Console(soft_wrap=True, highlight=False)
-    # What a stage imports, the forked processes have from the start.
-    importlib.import_module(_TARGETS["run"].partition(":")[0])
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
         _write_data(folder / "rows.jsonl")
         for model in dict.fromkeys(case.model for case in cases):
             _prepare(model, folder)
         asked_of = {"stage": "predict", "cases": [_of(case, folder) for case in cases]}
-        predicted = _run(asked_of, folder)["cases"]
+        predicted = run_module(_MODULE, asked_of, folder)["cases"]
         for case, figures in zip(cases, predicted, strict=True):
             rows.append(check(case, figures, folder))
             console.print(table(rows)[len(rows) + 1], markup=False)

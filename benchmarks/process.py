@@ -34,7 +34,7 @@ def run_module(
         allocator: name in `ALLOCATORS`.
 
     Raises:
-        RunError: the process failed; its last lines are in the message.
+        RunError: the process failed; its last line is in the message, more of them on standard error.
     """
     asked, result = folder / "job.json", folder / "result.json"
     result.unlink(missing_ok=True)
@@ -49,6 +49,8 @@ def run_module(
         check=False,
     )
     if done.returncode != 0:
-        raise RunError(f"{module} failed", value=done.stderr[-2000:])
+        print(done.stderr[-4000:], file=sys.stderr)
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RunError(f"{module} failed: {last}")
     figures: dict[str, Any] = read_json(result)
     return figures

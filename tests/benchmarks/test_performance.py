@@ -1,11 +1,12 @@
 """The performance benchmark: its lines, results file, page and charts. Nothing is timed."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
-from benchmarks.ablation import ALL_ON, DECODING, TRAINING
-from benchmarks.cost import AXES, CostJob, groups_at, points
+from benchmarks.ablation import ALL_ON, DECODING, TRAINING, AblationJob, run_variant
+from benchmarks.cost import AXES, CostJob, groups_at, measure_point, points
 from benchmarks.growth import STAGES, GrowthJob, run_stage, write_rows
 from benchmarks.performance import chosen, main, parse
 from benchmarks.performance_charts import cost_chart, growth_chart
@@ -16,6 +17,8 @@ from benchmarks.tried import TRIALS, first_fit_decreasing
 from benchmarks.vs_trl_watch import Watch
 
 from trueward.core.errors import DataError
+from trueward.core.files import write_jsonl
+from trueward.models.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 COMPARED = {
@@ -203,7 +206,14 @@ def test_steps_of_the_cost_axes() -> None:
     assert [len(g.completions) for g in groups_at("group size", 8)] == [8]
     assert {len(g.prompt_ids) + len(g.completions[0].ids) for g in groups_at("length", 512)} == {512}
     assert len(groups_at("vocabulary", 1024)) == 4
-    assert points(CostJob("length", "", True)) == AXES["length"][:-1]
+    assert points("length", quick=True) == AXES["length"][:-1]
+    assert points("length", quick=False) == AXES["length"]
+
+
+def test_a_point_of_the_cost_is_measured(tmp_path: Path) -> None:
+    got = measure_point(CostJob("group size", 2, str(tmp_path)))
+    assert (got["value"], got["tokens"]) == (2, 256 + 2 * 64)
+    assert got["seconds"] > 0
 
 
 def test_first_fit_decreasing_holds_every_item_once() -> None:
@@ -211,6 +221,34 @@ def test_first_fit_decreasing_holds_every_item_once() -> None:
     assert sorted(i for row in rows for i in row) == [0, 1, 2, 3, 4, 5]
     # 20 of 24: 5 + 1, 5, 4 + 2, 3.
     assert rows == [[1, 4], [5], [3, 2], [0]]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    rows = [
+        {"prompt_ids": [1, 20 + n, 30], "chosen_ids": [40 + n, 50, 2], "rejected_ids": [60, 2]}
+        for n in range(4)
+    ]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    return tmp_path
+
+
+@pytest.mark.parametrize("variant", [name for name in TRAINING if "torch.compile" not in name])
+def test_training_without_an_idea_learns_the_same(work: Path, variant: str) -> None:
+    losses = []
+    for each in (ALL_ON, variant):
+        watch = Watch()
+        run_variant(AblationJob("training", each, str(work), 2, 2, 4), tiny_model("llama"), watch)
+        losses.append(watch.losses)
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3 if "bfloat16" in variant else 1e-5)
+    assert len(losses[0]) == 2 and losses[0][0] == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("variant", list(DECODING))
+def test_decoding_without_an_idea_runs(work: Path, variant: str) -> None:
+    watch = Watch()
+    run_variant(AblationJob("decoding", variant, str(work), 2, 4, 4), tiny_model("llama"), watch)
+    assert len(watch.ends_s) == 1
 
 
 def test_every_idea_of_the_issue_has_a_variant() -> None:
