@@ -83,6 +83,7 @@ for _name, _unit, _meaning in [
     ("objective/kl_coef", "1", "KL coefficient in use"),
     ("policy_loss", "1", "clipped surrogate, token mean"),
     ("value_loss", "1", "clipped value loss, token mean"),
+    ("ptx_loss", "nats/token", "negative log-likelihood of the demonstrations that are mixed in"),
     ("value_explained_variance", "1", "1 - Var(return - value) / Var(return)"),
     ("clip_ratio/mean", "1", "share of tokens whose ratio was clipped"),
     ("policy_kl_old", "nats", "k3 KL of the update against the policy that sampled"),

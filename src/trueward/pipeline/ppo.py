@@ -5,14 +5,21 @@ from pathlib import Path
 
 from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup, stop_ids
-from trueward.data.records import Prompt
+from trueward.data.records import Demonstration, Prompt
 from trueward.models.checkpoint import model_hash
 from trueward.models.load import LoadedModel
 from trueward.models.reward_adapter import attach_reward
-from trueward.pipeline.datasets import pairs, test_prompts, train_prompts
+from trueward.pipeline.datasets import FeedbackData, demonstrations, pairs, test_prompts, train_prompts
 from trueward.pipeline.held_out import rollout_looks
 from trueward.pipeline.sampling import prompt_ids, text_of
-from trueward.pipeline.training import card, check, save_policy, settings_of, training_figures
+from trueward.pipeline.training import (
+    card,
+    check,
+    save_policy,
+    settings_of,
+    tokenised,
+    training_figures,
+)
 from trueward.pipeline.workspace import Workspace
 from trueward.rollouts.engine import Rollout
 from trueward.rollouts.local import LocalEngine
@@ -56,19 +63,35 @@ def _prompts(
     return [prompts[index] for index in kept], groups
 
 
-def _roles(
+def _beside(
     workspace: Workspace, policy: LoadedModel, settings: PPOSettings
+) -> tuple[FeedbackData[Demonstration] | None, list[TokenGroup]]:
+    """The demonstrations of PPO-ptx, those of SFT, where the recipe asks for them, and their token groups."""
+    if settings.ptx_coef == 0:
+        return None, []
+    recipe, data = workspace.recipe, demonstrations(workspace)
+    groups, dropped = tokenised(
+        policy, data.train, max_tokens=recipe.data.max_tokens, train_on=recipe.sft.train_on
+    )
+    check(workspace, policy, groups, dropped, quiet=True)
+    return data, groups
+
+
+def _roles(
+    workspace: Workspace, policy: LoadedModel, settings: PPOSettings, beside: Sequence[TokenGroup]
 ) -> tuple[PPOModels, RewardFunction]:
     """Policy, value and reference, and the reward: a model of its own, or adapters on one backbone with the
     others."""
     adapter, longest = workspace.out / "reward" / "adapter", settings.max_tokens_per_forward
     trunk = workspace.load_reward().model if settings.value_backbone == "separate" else None
     if not (workspace.recipe.ppo.one_backbone and adapter.is_dir()):
-        models = ppo_models(policy.model, settings, value_backbone=trunk)
+        models = ppo_models(policy.model, settings, value_backbone=trunk, demonstrations=beside)
         scorer = workspace.load_reward().model
         return models, reward_function(scorer, max_tokens_per_forward=longest)
     shared = attach_reward(adapter, policy)
-    models = ppo_models(policy.model, settings, backbone=shared.backbone, value_backbone=trunk)
+    models = ppo_models(
+        policy.model, settings, backbone=shared.backbone, value_backbone=trunk, demonstrations=beside
+    )
     return models, reward_function(shared.model, max_tokens_per_forward=longest, scope=shared.active)
 
 
@@ -89,6 +112,7 @@ def _looks(
 def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     recipe = workspace.recipe
     policy, data = workspace.load_to_train("sft"), pairs(workspace)
+    shown, beside = _beside(workspace, policy, settings)
     scorer_hash = model_hash(Path(workspace.model_path("reward")))
     parents = {
         "model": policy.hash,
@@ -96,6 +120,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         "data": data.hash,
         "charter": workspace.charter.hash,
         "template": policy.template_hash,
+        **({"demonstrations": shown.hash} if shown else {}),
     }
     config = {
         "section": settings.model_dump(mode="json"),
@@ -107,7 +132,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         return
     prompts, groups = _prompts(workspace, policy, settings)
     settings = settings_of(workspace, stage, settings)
-    models, scores = _roles(workspace, policy, settings)
+    models, scores = _roles(workspace, policy, settings, beside)
     gold = gold_of(policy, prompts) if recipe.data.source == "testbed" else None
     looks = _looks(workspace, policy, settings, scores)
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
@@ -130,7 +155,11 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         begun.folder,
         results=training_figures(result),
         model=digest,
-        parents=[*data.records, workspace.record_of("sft", "model"), workspace.record_of("reward", "model")],
+        parents=[
+            *dict.fromkeys((*data.records, *(shown.records if shown else ()))),
+            workspace.record_of("sft", "model"),
+            workspace.record_of("reward", "model"),
+        ],
     )
 
 
@@ -152,8 +181,10 @@ def ppo(workspace: Workspace) -> None:
 
 
 def unbounded(workspace: Workspace) -> None:
-    """The same PPO without KL penalty and budget: it shows where the reward model stops being right."""
+    """The same PPO without KL penalty, budget and demonstrations: it shows where the reward model stops being
+    right."""
     section = workspace.recipe.ppo
     assert section.unbounded is not None, "only called where the recipe asks for it"
-    free = {"kl_coef": 0.0, "kl_budget": None, "kl_controller": "fixed", **section.unbounded.model_dump()}
+    bounds = {"kl_coef": 0.0, "kl_budget": None, "kl_controller": "fixed", "ptx_coef": 0.0}
+    free = {**bounds, **section.unbounded.model_dump()}
     _run(workspace, "ppo_unbounded", section.train.model_copy(update=free))

@@ -61,6 +61,7 @@ class PPOModels:
     value_backbone: trunk of the value head; None is the policy's own.
     ref: the reference, which nothing trains.
     frozen: the model that holds the reference; None is the policy with its adapters off.
+    demonstrations: what PPO-ptx imitates beside.
     """
 
     policy: nn.Module
@@ -68,6 +69,7 @@ class PPOModels:
     value_backbone: nn.Module | None
     ref: Role
     frozen: nn.Module | None
+    demonstrations: tuple[TokenGroup, ...] = ()
 
     def trained(self) -> nn.ModuleDict:
         """Everything that the optimizer moves, as one module."""
@@ -84,6 +86,7 @@ def ppo_models(
     ref: nn.Module | None = None,
     backbone: PeftModel | None = None,
     value_backbone: nn.Module | None = None,
+    demonstrations: Sequence[TokenGroup] = (),
 ) -> PPOModels:
     """Build the roles around a policy as it is before the first iteration (also when resuming).
 
@@ -92,10 +95,16 @@ def ppo_models(
         backbone: in place of `ref`, a model that is the reference while its adapters are off (see
             `models.attach_reward`, whose adapters they are).
         value_backbone: for `separate`: a causal model or reward model to start from; None copies the policy.
+        demonstrations: for `ptx_coef`: what each optimizer step imitates a batch of.
 
     Raises:
-        ValueError: both a reference and a backbone.
+        ValueError: both a reference and a backbone; demonstrations without `ptx_coef`, or it without them.
     """
+    if bool(demonstrations) != (settings.ptx_coef > 0):
+        raise ValueError(
+            "demonstrations are for a ptx_coef above 0, which needs some, got "
+            f"{len(demonstrations)} with ptx_coef {settings.ptx_coef:g}"
+        )
     if ref is not None and backbone is not None:
         raise ValueError("ref and backbone exclude each other: both hold the reference")
     if ref is None and backbone is None:
@@ -110,7 +119,14 @@ def ppo_models(
     width = unwrap(policy if trunk is None else trunk).config.get_text_config().hidden_size
     head = ValueHead(width).to(device_of(policy))
     role, frozen = _reference_role(policy, ref, backbone)
-    return PPOModels(policy=policy, value_head=head, value_backbone=trunk, ref=role, frozen=frozen)
+    return PPOModels(
+        policy=policy,
+        value_head=head,
+        value_backbone=trunk,
+        ref=role,
+        frozen=frozen,
+        demonstrations=tuple(demonstrations),
+    )
 
 
 def _reference_role(

@@ -10,18 +10,18 @@ Departs from the papers by the stop rule on KL. Dropout is off: a ratio is 1 bef
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from trueward.core.errors import DataError
-from trueward.core.files import append_jsonl, read_jsonl
+from trueward.core.files import append_jsonl
 from trueward.core.metrics import MetricsLog
 from trueward.data.chat import TokenGroup
 from trueward.rollouts.engine import Engine
-from trueward.trainers.diagnosis import diagnose
+from trueward.trainers.diagnosis import warnings_of
 from trueward.trainers.experience import PPOModels, RewardFunction
 from trueward.trainers.groups import groups_hash
 from trueward.trainers.loop import (
@@ -34,6 +34,7 @@ from trueward.trainers.loop import (
     open_checkpoint,
 )
 from trueward.trainers.optim import build_optimizer, trainable
+from trueward.trainers.ppo_ptx import PtxObjective, demonstrations_of_step
 from trueward.trainers.ppo_rollout import Drawn, Environment, Learning, advantages_of, draw
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.ppo_tokens import Decode, token_row
@@ -82,9 +83,13 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
-    """What an iteration needs; only weights and `state` change."""
+    """What an iteration needs; only weights and `state` change.
+
+    beside: demonstrations of each optimizer step.
+    """
 
     models: PPOModels
+    beside: Callable[[int], Sequence[TokenGroup]]
     environment: Environment
     settings: PPOSettings
     hooks: PPOHooks
@@ -129,6 +134,7 @@ def train_ppo(
     identity = _identity(models, prompts, settings)
     run = _Run(
         models=models,
+        beside=demonstrations_of_step(models.demonstrations, settings),
         environment=Environment(engine, reward, hooks.gold),
         settings=settings,
         hooks=hooks,
@@ -147,7 +153,7 @@ def train_ppo(
         skipped=state.skipped,
         seconds=time.monotonic() - started_s,
         resumed_from=state.resumed_from,
-        warnings=tuple(diagnose(list(read_jsonl(folder / "metrics.jsonl")), settings)),
+        warnings=warnings_of(folder, settings),
         stopped=ended or "",
     )
 
@@ -214,6 +220,7 @@ def _identity(models: PPOModels, prompts: Sequence[TokenGroup], settings: PPOSet
     return {
         "objective": "ppo",
         "data": groups_hash(prompts),
+        "demonstrations": groups_hash(models.demonstrations),
         "frozen weights": fingerprint(models.trained(), frozen_only=True),
         "reference weights": None if models.frozen is None else fingerprint(models.frozen),
         **{k: v for k, v in settings.model_dump(mode="json").items() if k not in FREE_SETTINGS},
@@ -312,10 +319,19 @@ def _show_tokens(run: _Run, drawn: Drawn, learning: Learning) -> None:
 def _update(run: _Run, drawn: Drawn, learning: Learning) -> dict[str, float]:
     start_s = time.monotonic()
     settings, state, trained = run.settings, run.state, run.trained
-    objective = PPOObjective(run.models, drawn.experience, learning.targets, settings)
+    models = run.models
+    ppo = PPOObjective(models, drawn.experience, learning.targets, settings)
+    objective = PtxObjective(ppo, models.policy, coef=settings.ptx_coef)
     # Layers compute activations twice in training mode only; dropout is off in both.
     trained.model.train(settings.activation_checkpointing)
-    updated = update_policy(trained, objective, settings, iteration=state.iteration, skipped=state.skipped)
+    updated = update_policy(
+        trained,
+        objective,
+        settings,
+        beside=run.beside,
+        iteration=state.iteration,
+        skipped=state.skipped,
+    )
     trained.model.eval()
     state.skipped = updated.skipped
     update_s = time.monotonic() - start_s

@@ -40,6 +40,11 @@ class PPOSettings(Config):
     value_backbone: Literal["shared", "separate"] = "shared"
     """Value head on the policy's own trunk, or on one of its own that begins as the reward model (Ouyang et
     al. 2022, appendix C): better values from the first rounds on, for twice the memory."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of the negative log-likelihood of demonstrations in each optimizer step, both terms means over
+    tokens; 0 is plain PPO (PPO-ptx: Ouyang et al. 2022, eq. 2)."""
+    ptx_batch_size: int = Field(32, ge=1)
+    """Demonstrations of an optimizer step, where `ptx_coef` is above 0."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount per token."""
     lam: float = Field(0.95, ge=0, le=1)

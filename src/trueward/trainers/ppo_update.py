@@ -5,16 +5,17 @@ as the items of every other trainer.
 Axes: B sequences, T tokens, N tokens of a packed row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
 
 from trueward.core.seed import derive_seed, generator
+from trueward.data.chat import TokenGroup
 from trueward.models.packing import completion_mask, pack, unflatten
 from trueward.objectives import kl, ppo_policy, ppo_value, zero_masked
-from trueward.trainers.accumulate import LossSum
+from trueward.trainers.accumulate import LossSum, StepObjective
 from trueward.trainers.experience import Experience, PPOModels, policy_and_values
 from trueward.trainers.groups import cut, describe_group, num_trained
 from trueward.trainers.optim import device_of
@@ -110,11 +111,19 @@ class Updated:
 
 
 def update_policy(
-    trained: Trained, objective: PPOObjective, settings: PPOSettings, *, iteration: int, skipped: int
+    trained: Trained,
+    objective: StepObjective[int | TokenGroup],
+    settings: PPOSettings,
+    *,
+    beside: Callable[[int], Sequence[TokenGroup]],
+    iteration: int,
+    skipped: int,
 ) -> Updated:
     """`epochs` passes over the completions in `minibatches` random parts each.
 
     Args:
+        objective: of prompts by index, and of what stands beside them.
+        beside: optimizer step, counted over the run -> demonstrations that it has beside its completions.
         skipped: optimizer steps skipped in earlier iterations.
 
     Raises:
@@ -130,7 +139,7 @@ def update_policy(
             stepped = take_step(
                 trained,
                 objective,
-                part.tolist(),
+                [*part.tolist(), *beside(step)],
                 settings,
                 step=step,
                 num_steps=settings.num_updates,
