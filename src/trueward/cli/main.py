@@ -126,6 +126,17 @@ def plan(
     )
 
 
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(help="Folder of a run, of a stage, or of several.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What looks wrong in a run's metrics, why it matters and what to try; exit code 1 if anything does."""
+    code = _call("trueward.core.doctor:doctor", path, as_json=as_json)
+    if code:
+        raise typer.Exit(code)
+
+
 def _stage_command(name: str, target: str, text: str) -> None:
     def command(
         recipe: RecipeArgument, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False
@@ -144,6 +155,7 @@ for _name, _target, _text in (
     ("sft", "trueward.pipeline.stages:sft", "Supervised fine-tuning on demonstrations."),
     ("reward", "trueward.pipeline.stages:reward", "A reward model from comparisons."),
     ("dpo", "trueward.pipeline.stages:dpo", "Direct preference optimisation."),
+    ("kto", "trueward.pipeline.kto:kto", "KTO or BCO on answers labelled desirable or not."),
     ("ppo", "trueward.pipeline.ppo:ppo", "PPO against the reward model, under a KL budget."),
     ("grpo", "trueward.pipeline.group:grpo", "GRPO and its relatives against verifiers."),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),

@@ -22,6 +22,7 @@ from trueward.core.files import append_jsonl
 from trueward.core.metrics import MetricsLog
 from trueward.data.chat import TokenGroup
 from trueward.rollouts.engine import Engine
+from trueward.trainers.diagnosis import warnings_of
 from trueward.trainers.group_experience import GroupModels
 from trueward.trainers.group_rollout import Drawn, GroupReward, Surroundings, advantages_of, draw
 from trueward.trainers.group_samples import sample_row
@@ -101,7 +102,7 @@ def train_group(
         resume: go on from the newest checkpoint in `folder`; without one, start at iteration 0.
 
     Returns:
-        TrainResult.
+        TrainResult; `warnings` holds the diagnosis.
 
     Raises:
         DataError: no prompts.
@@ -142,6 +143,7 @@ def train_group(
         skipped=state.skipped,
         seconds=time.monotonic() - started_s,
         resumed_from=state.resumed_from,
+        warnings=warnings_of(folder, settings),
     )
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from trueward.core.errors import ConfigError, DataError
-from trueward.core.files import read_jsonl
 from trueward.core.stats import Estimate, bootstrap_mean
 from trueward.data.chat import TokenGroup
 from trueward.objectives import PreferenceLoss, accuracy
 from trueward.trainers.accumulate import LossSum, forward_precision
+from trueward.trainers.diagnosis import warnings_of
 from trueward.trainers.groups import cut, describe_group
 from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.optim import device_of
@@ -34,17 +34,11 @@ __all__ = [
     "PreferenceObjective",
     "PreferencePair",
     "PreferenceSettings",
-    "displacement_warning",
     "evaluate_preference",
     "preference_pairs",
     "reference_pairs",
     "train_preference",
 ]
-
-# Rows of metrics.jsonl that the closing warning averages over: one batch alone is noise.
-_LAST_ROWS = 20
-# Nats per token; displacement that users have to be told of.
-_DISPLACEMENT_LIMIT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +234,7 @@ def train_preference(
         ref_model: see `reference_logps`; None for methods without a reference.
 
     Returns:
-        TrainResult, with a warning where chosen was displaced from the reference.
+        TrainResult; `warnings` holds the diagnosis, such as chosen displaced from the reference.
     """
     pairs = preference_pairs(
         model,
@@ -261,34 +255,7 @@ def train_preference(
         evaluate=evaluate,
         resume=resume,
     )
-    rows = list(read_jsonl(folder / "metrics.jsonl"))[-_LAST_ROWS:]
-    warning = displacement_warning(rows, limit=preference.displacement_limit or _DISPLACEMENT_LIMIT)
-    return replace(result, warnings=(*result.warnings, warning)) if warning else result
-
-
-def displacement_warning(rows: Sequence[Mapping[str, float | None]], *, limit: float) -> str | None:
-    """A sentence if chosen lost more than `limit` nats per token while margins rose, else None.
-
-    Args:
-        rows: lines of metrics.jsonl to average over.
-
-    Source:
-        Razin et al. 2024, "Unintentional Unalignment: Likelihood Displacement in DPO".
-    """
-
-    def mean(name: str) -> float:
-        seen = [value for row in rows if (value := row.get(name)) is not None]
-        return sum(seen) / len(seen) if seen else 0.0
-
-    change, margin = mean("logps/chosen_per_token_change"), mean("rewards/margins")
-    if change >= -limit or margin <= 0:
-        return None
-    return (
-        f"the margin rose to {margin:.2f}, but the chosen completions became less likely by "
-        f"{-change:.2f} nats per token (limit {limit:g}): the policy moves its probability elsewhere; "
-        "try a larger beta, a lower lr, fewer steps, or a method that holds chosen up (rpo, ipo, apo_zero), "
-        "and read samples"
-    )
+    return replace(result, warnings=(*result.warnings, *warnings_of(folder, preference)))
 
 
 class PreferenceEvaluation(NamedTuple):
