@@ -10,6 +10,7 @@ from trueward.pipeline.evaluate import evaluate
 from trueward.pipeline.evaluate import evaluate as eval
 from trueward.pipeline.gate import gate
 from trueward.pipeline.group import grpo
+from trueward.pipeline.kto import kto
 from trueward.pipeline.ppo import ppo
 from trueward.pipeline.pretrain import pretrain
 from trueward.pipeline.recipe import Recipe
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "gate",
     "grpo",
+    "kto",
     "open_workspace",
     "ppo",
     "pretrain",

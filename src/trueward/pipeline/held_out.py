@@ -21,6 +21,7 @@ from trueward.trainers.preference import PreferencePair, PreferenceSettings, eva
 from trueward.trainers.reward import RewardPair, score_pairs
 from trueward.trainers.settings import Precision, TrainSettings
 from trueward.trainers.sft import evaluate_sft
+from trueward.trainers.unpaired import UnpairedExample, UnpairedSettings, evaluate_unpaired
 
 __all__ = [
     "EVAL_ITEMS",
@@ -29,6 +30,7 @@ __all__ = [
     "reward_looks",
     "rollout_looks",
     "sft_looks",
+    "unpaired_looks",
 ]
 
 EVAL_ITEMS = 128
@@ -115,6 +117,23 @@ def preference_looks(
         ).metrics()
 
     return _looks("dpo", settings, pairs, look)
+
+
+def unpaired_looks(
+    examples: Sequence[UnpairedExample], settings: TrainSettings, unpaired: UnpairedSettings
+) -> Evaluate | None:
+    """Loss and accuracy of the policy against its reference on held-out labelled completions."""
+
+    def look(model: nn.Module, few: Sequence[UnpairedExample]) -> Mapping[str, float]:
+        return evaluate_unpaired(
+            model,
+            few,
+            unpaired=unpaired,
+            max_tokens_per_forward=settings.max_tokens_per_forward,
+            precision=settings.precision,
+        ).metrics()
+
+    return _looks("kto", settings, examples, look)
 
 
 def rollout_looks(

@@ -45,6 +45,8 @@ def _parts(recipe: Recipe, wanted: set[str], data: Counted) -> list[str]:
         parts.append(_stage("the reward model", recipe.reward.train, "pairs", compared))
     if "dpo" in wanted:
         parts.append(_stage("DPO", recipe.dpo.train, "pairs", compared))
+    if "kto" in wanted:
+        parts.append(_stage("KTO", recipe.kto.train, "labelled answers", None if testbed else data.items))
     if "ppo" in wanted:
         p = recipe.ppo.train
         parts.append(

@@ -14,6 +14,7 @@ from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.preference import PreferenceSettings
 from trueward.trainers.reward import RewardSettings
 from trueward.trainers.settings import TrainSettings
+from trueward.trainers.unpaired import UnpairedSettings
 
 __all__ = [
     "STAGES",
@@ -21,6 +22,7 @@ __all__ = [
     "DataSection",
     "EvalSection",
     "GRPOSection",
+    "KTOSection",
     "ModelSection",
     "PPOSection",
     "PretrainSection",
@@ -31,9 +33,9 @@ __all__ = [
     "TestbedSection",
 ]
 
-Stage = Literal["data", "sft", "reward", "dpo", "ppo", "grpo", "eval", "gate", "report"]
-STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "grpo", "eval", "gate", "report")
-# Verifiable answers are not in every data.
+Stage = Literal["data", "sft", "reward", "dpo", "kto", "ppo", "grpo", "eval", "gate", "report"]
+STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "kto", "ppo", "grpo", "eval", "gate", "report")
+# Labels of single answers and verifiable answers are not in every data.
 _USUAL_STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")
 
 
@@ -104,6 +106,13 @@ class DPOSection(Config):
 
     train: TrainSettings = TrainSettings()
     objective: PreferenceSettings = PreferenceSettings()
+
+
+class KTOSection(Config):
+    """Preference tuning on single answers labelled desirable or not: KTO, or BCO (`objective.method`)."""
+
+    train: TrainSettings = TrainSettings()
+    objective: UnpairedSettings = UnpairedSettings()
 
 
 class UnboundedSection(Config):
@@ -189,7 +198,7 @@ class Recipe(Config):
     release: Literal["sft", "dpo", "ppo", "best"] = "best"
     """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
     stages: tuple[Stage, ...] = _USUAL_STAGES
-    """Stages to run, in this order; all but grpo if nothing is said."""
+    """Stages to run, in this order; all but kto and grpo if nothing is said."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the metrics of every stage beside its metrics.jsonl."""
     model: ModelSection = ModelSection()
@@ -199,6 +208,7 @@ class Recipe(Config):
     sft: SFTSection = SFTSection()
     reward: RewardSection = RewardSection()
     dpo: DPOSection = DPOSection()
+    kto: KTOSection = KTOSection()
     ppo: PPOSection = PPOSection()
     grpo: GRPOSection = GRPOSection()
     eval: EvalSection = EvalSection()

@@ -9,6 +9,7 @@ from trueward.pipeline.data import data
 from trueward.pipeline.evaluate import evaluate
 from trueward.pipeline.gate import gate
 from trueward.pipeline.group import grpo
+from trueward.pipeline.kto import kto
 from trueward.pipeline.ppo import ppo
 from trueward.pipeline.recipe import Stage
 from trueward.pipeline.report import report
@@ -22,6 +23,7 @@ STAGE_FUNCTIONS: dict[Stage, Callable[[Workspace], object]] = {
     "sft": sft,
     "reward": reward,
     "dpo": dpo,
+    "kto": kto,
     "ppo": ppo,
     "grpo": grpo,
     "eval": evaluate,

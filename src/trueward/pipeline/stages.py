@@ -4,9 +4,7 @@ Each makes one run folder below the run and one model in it; what a stage needs 
 PPO has a module of its own.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -21,7 +19,16 @@ from trueward.models.lora import apply_lora
 from trueward.models.reward_adapter import save_reward_adapter
 from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
 from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
-from trueward.pipeline.training import card, check, save_policy, settings_of, tokenised, training_figures
+from trueward.pipeline.training import (
+    begin_stage,
+    card,
+    check,
+    parents_of,
+    save_policy,
+    settings_of,
+    tokenised,
+    training_figures,
+)
 from trueward.pipeline.workspace import Begun, Workspace, hub_origin
 from trueward.trainers.preference import evaluate_preference, preference_pairs, train_preference
 from trueward.trainers.reward import RewardPair, train_reward
@@ -31,44 +38,15 @@ from trueward.trainers.sft import evaluate_sft, train_sft
 __all__ = ["dpo", "reward", "reward_pairs", "sft"]
 
 
-def _parents(workspace: Workspace, parent: LoadedModel, data: FeedbackData[Any]) -> dict[str, str]:
-    return {
-        "model": parent.hash,
-        "data": data.hash,
-        "charter": workspace.charter.hash,
-        "template": parent.template_hash,
-    }
-
-
-def _begin(
-    workspace: Workspace,
-    stage: str,
-    section: object,
-    parents: dict[str, str],
-    *,
-    adapters: bool = True,
-    origin: Mapping[str, Any] = MappingProxyType({}),
-) -> Begun:
-    recipe = workspace.recipe
-    lora = recipe.model.lora if adapters else None
-    config = {
-        "section": section,
-        "lora": None if lora is None else lora.model_dump(mode="json"),
-        "dtype": recipe.model.dtype,
-        "max_tokens": recipe.data.max_tokens,
-        "limit": recipe.data.limit,
-        **origin,
-    }
-    return workspace.begin(stage, config=config, parents=parents)
-
-
 def sft(workspace: Workspace) -> None:
     """Supervised fine-tuning of the base model on demonstrations."""
     recipe = workspace.recipe
     base = workspace.load_to_train("base")
     data = demonstrations(workspace)
-    parents = _parents(workspace, base, data)
-    begun = _begin(workspace, "sft", recipe.sft.model_dump(mode="json"), parents, origin=hub_origin(base))
+    parents = parents_of(workspace, base, data)
+    begun = begin_stage(
+        workspace, "sft", recipe.sft.model_dump(mode="json"), parents, origin=hub_origin(base)
+    )
     if begun.done:
         return
     longest, on = recipe.data.max_tokens, recipe.sft.train_on
@@ -141,8 +119,8 @@ def reward(workspace: Workspace) -> None:
     recipe = workspace.recipe
     parent = workspace.load_to_train("sft", adapters=False)
     data = pairs(workspace)
-    parents = _parents(workspace, parent, data)
-    begun = _begin(workspace, "reward", recipe.reward.model_dump(mode="json"), parents, adapters=False)
+    parents = parents_of(workspace, parent, data)
+    begun = begin_stage(workspace, "reward", recipe.reward.model_dump(mode="json"), parents, adapters=False)
     if begun.done:
         return
     groups, dropped = tokenised(parent, data.train, max_tokens=recipe.data.max_tokens)
@@ -199,8 +177,8 @@ def dpo(workspace: Workspace) -> None:
     recipe = workspace.recipe
     policy = workspace.load_to_train("sft")
     data = pairs(workspace)
-    parents = _parents(workspace, policy, data)
-    begun = _begin(workspace, "dpo", recipe.dpo.model_dump(mode="json"), parents)
+    parents = parents_of(workspace, policy, data)
+    begun = begin_stage(workspace, "dpo", recipe.dpo.model_dump(mode="json"), parents)
     if begun.done:
         return
     train, test = _preferences(workspace, data)

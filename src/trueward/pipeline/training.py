@@ -1,7 +1,8 @@
-"""What the training stages share: tokenising with counts, checks, settings, card, saving, figures."""
+"""What training stages share: beginning, tokens with counts, checks, settings, card, saving, figures."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from peft import PeftModel
 from torch import nn
@@ -9,9 +10,10 @@ from transformers import PreTrainedModel
 
 from trueward.core.errors import DataError
 from trueward.data.chat import Dropped, TokenGroup, TrainOn, tokenise_many
-from trueward.data.records import Comparison, Demonstration
+from trueward.data.records import Comparison, Demonstration, Label
 from trueward.models.checkpoint import model_card, model_hash, save_causal
 from trueward.models.load import LoadedModel
+from trueward.pipeline.datasets import FeedbackData
 from trueward.pipeline.workspace import Begun, Workspace
 from trueward.trainers.checks import checked
 from trueward.trainers.group_settings import GroupSettings
@@ -19,14 +21,62 @@ from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.settings import TrainSettings
 
-__all__ = ["card", "check", "save_policy", "settings_of", "tokenised", "training_figures"]
+__all__ = [
+    "begin_stage",
+    "card",
+    "check",
+    "parents_of",
+    "save_policy",
+    "settings_of",
+    "tokenised",
+    "training_figures",
+]
 
 S = TypeVar("S", TrainSettings, PPOSettings, GroupSettings)
 
 
+def parents_of(workspace: Workspace, parent: LoadedModel, data: FeedbackData[Any]) -> dict[str, str]:
+    """Name -> hash of what a stage on fixed data is made from."""
+    return {
+        "model": parent.hash,
+        "data": data.hash,
+        "charter": workspace.charter.hash,
+        "template": parent.template_hash,
+    }
+
+
+def begin_stage(
+    workspace: Workspace,
+    stage: str,
+    section: object,
+    parents: dict[str, str],
+    *,
+    adapters: bool = True,
+    origin: Mapping[str, Any] = MappingProxyType({}),
+) -> Begun:
+    """The run folder of a stage on fixed data; see `Workspace.begin`.
+
+    Args:
+        section: of the recipe, as JSON values.
+        adapters: False where the stage knows nothing of `model.lora`.
+        origin: more of the configuration: where the model came from.
+    """
+    recipe = workspace.recipe
+    lora = recipe.model.lora if adapters else None
+    config = {
+        "section": section,
+        "lora": None if lora is None else lora.model_dump(mode="json"),
+        "dtype": recipe.model.dtype,
+        "max_tokens": recipe.data.max_tokens,
+        "limit": recipe.data.limit,
+        **origin,
+    }
+    return workspace.begin(stage, config=config, parents=parents)
+
+
 def tokenised(
     loaded: LoadedModel,
-    records: Sequence[Demonstration] | Sequence[Comparison],
+    records: Sequence[Demonstration] | Sequence[Comparison] | Sequence[Label],
     *,
     max_tokens: int,
     train_on: TrainOn = "last",
