@@ -105,7 +105,7 @@ def _decode(asked: Namespace) -> Iterator[Task]:
     for size in asked.models:
         for precision in asked.precisions:
             for threads in asked.threads:
-                name = f"decode/{size}/{precision}/{_threads(threads)}/8 x {asked.new_tokens}"
+                name = f"decode/{size}/{precision}/{_threads(threads)}/{asked.batch} x {asked.new_tokens}"
                 yield Task(name, _decoding(asked, size, precision, threads))
 
 
