@@ -142,7 +142,8 @@ def working_forward(shape: Shape, how: Arithmetic, row: Row) -> float:
     size = how.compute_bytes
     d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
     stream = 2 * how.weight_bytes * d
-    mlp = 3 * size * f
+    # gelu_new holds what it is made of until it is made.
+    mlp = (3 if shape.gated else shape.mlp_values) * size * f
     # q, k, v; rotated q and k with the halves they are made of; slots.
     attention = 4 * size * a + 4 * size * b + _FLOAT * a
     return (stream + max(mlp, attention)) * row.tokens
@@ -150,4 +151,5 @@ def working_forward(shape: Shape, how: Arithmetic, row: Row) -> float:
 
 def working_backward(shape: Shape, how: Arithmetic, row: Row) -> float:
     """Bytes of gradients at work in one layer: of the stream, and of the MLP's inner values."""
-    return (2 * how.weight_bytes * shape.width + 2 * how.compute_bytes * shape.inner) * row.tokens
+    inner = (2 if shape.gated else shape.mlp_values - 1) * how.compute_bytes * shape.inner
+    return (2 * how.weight_bytes * shape.width + inner) * row.tokens

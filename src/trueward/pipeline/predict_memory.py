@@ -227,7 +227,7 @@ class _Stage:
         return _FLOAT * self.shape.table_parameters if self.roles.tables else 0.0
 
     def training(self) -> list[Moment]:
-        """The two widest moments of a step, from the second step on."""
+        """The widest moments of a step, from the second step on."""
         work, shape, how = self.work, self.shape, self.roles.how
         row = row_of(work, work.forward_tokens, gpu=how.gpu)
         layer, rest = kept_per_layer(shape, how, row), kept_rest(shape, how, row)
@@ -240,14 +240,21 @@ class _Stage:
             ]
         else:
             kept = [("activations", shape.num_layers * layer + rest), ("weights cast to bfloat16", casts)]
+        held = [*self.held, ("moments of AdamW", self.moments)]
         before = self.gradients if work.forwards > 1 else 0.0
+        cast = [
+            *held,
+            ("gradients so far", before),
+            ("inputs of the layers", shape.num_layers * how.weight_bytes * shape.width * row.tokens + rest),
+            ("weights cast to bfloat16", casts),
+            ("one layer at work", working_forward(shape, how, row)),
+        ]
         head = [
             ("vocabulary head at work", _head(shape, row.scored, gpu=how.gpu)),
             ("gradient of the head", self.table),
         ]
         start = [
-            *self.held,
-            ("moments of AdamW", self.moments),
+            *held,
             ("gradients so far", before),
             *kept,
             ("gradients at work", working_backward(shape, how, row)),
@@ -255,21 +262,23 @@ class _Stage:
         ]
         both = self.roles.tied and self.roles.scored
         end = [
-            *self.held,
-            ("moments of AdamW", self.moments),
+            *held,
             ("gradients", self.gradients),
             ("gradient of the embeddings, before it is added", self.table * (both + (work.forwards > 1))),
             ("one layer's activations", layer + working_backward(shape, how, row)),
         ]
-        return [
+        moments = [
             Moment("start of the backward", _parts(start)),
             Moment("end of the backward", _parts(end)),
         ]
+        # Autocast keeps its casts to the end of a forward; without checkpointing they last into the backward.
+        return [Moment("end of the forward", _parts(cast)), *moments] if work.checkpointing else moments
 
     def scoring(self) -> Moment:
         """A forward without gradients."""
         row = row_of(self.work, self.work.scoring_tokens, gpu=self.device.gpu)
-        work = working_forward(self.shape, self.roles.how, row)
+        # Held-out items and rollouts are scored in the precision of the weights, whatever training has.
+        work = working_forward(self.shape, replace(self.roles.how, autocast=False), row)
         hidden = 2 * _FLOAT * self.shape.width * row.tokens + _FLOAT * row.mask
         parts = [
             *self.held,
