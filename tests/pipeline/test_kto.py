@@ -8,7 +8,7 @@ import pytest
 from tests.pipeline.toy import call, hh_arguments, refusal, write_rows, write_testbed_model
 from trueward.core.files import read_jsonl
 from trueward.core.run import open_run
-from trueward.data.records import Comparison, Label, Message, Ranking, Text
+from trueward.data.records import Comparison, Label, Message, Ranking, Record, Text
 from trueward.pipeline import open_workspace, resolve
 from trueward.pipeline.kto import labels_of
 from trueward.pipeline.report import build_summary
@@ -35,12 +35,12 @@ def label_rows(*, alike: bool = False) -> list[dict[str, Any]]:
 
 
 def test_labels_of_records() -> None:
-    pair = {"prompt": ASKED, "chosen": "a", "rejected": "b"}
-    records = [
+    pair: dict[str, Any] = {"prompt": ASKED, "chosen": "a", "rejected": "b"}
+    records: list[Record] = [
         Label(id="l", prompt=ASKED, completion="x", label=False),
-        Comparison(id="c", **pair),  # type: ignore[arg-type]
-        Comparison(id="turned", **pair, soft_label=0.2),  # type: ignore[arg-type]
-        Comparison(id="tie", **pair, soft_label=0.5),  # type: ignore[arg-type]
+        Comparison(id="c", **pair),
+        Comparison(id="turned", **pair, soft_label=0.2),
+        Comparison(id="tie", **pair, soft_label=0.5),
         Ranking(id="r", prompt=ASKED, completions=("1", "2", "3")),
         Text(id="t", text="plain"),
     ]

@@ -44,7 +44,15 @@ def _parts(recipe: Recipe, wanted: set[str], data: Counted) -> list[str]:
     if "reward" in wanted:
         parts.append(_stage("the reward model", recipe.reward.train, "pairs", compared))
     if "dpo" in wanted:
-        parts.append(_stage("DPO", recipe.dpo.train, "pairs", compared))
+        o = recipe.dpo.online
+        rounds = (
+            f"online DPO draws in each of {o.rounds} rounds {o.completions} answers to "
+            f"{'every prompt' if o.prompts is None else f'{o.prompts:,} prompts'}, and in each "
+            if o is not None
+            else ""
+        )
+        items = compared if o is None else o.prompts or compared
+        parts.append(rounds + _stage("DPO", recipe.dpo.train, "pairs", items))
     if "kto" in wanted:
         parts.append(_stage("KTO", recipe.kto.train, "labelled answers", None if testbed else data.items))
     if "ppo" in wanted:

@@ -24,6 +24,7 @@ __all__ = [
     "GRPOSection",
     "KTOSection",
     "ModelSection",
+    "OnlineSection",
     "PPOSection",
     "PretrainSection",
     "Recipe",
@@ -101,11 +102,33 @@ class RewardSection(Config):
     """Train adapters and a score head on the frozen SFT model; null trains all weights."""
 
 
+class OnlineSection(Config):
+    """Online (iterative) DPO on the policy's own answers: the best by the reward model against the worst.
+
+    `dpo.train` is the length of each round.
+    """
+
+    rounds: int = Field(3, ge=1)
+    """Rounds; the reference of each is the policy at its start (three: Dong et al. 2024, RLHF workflow)."""
+    prompts: int | None = Field(None, ge=1)
+    """Prompts of a round, each once before any comes again; null is all of the training comparisons' in every
+    round."""
+    completions: int = Field(8, ge=2)
+    """Answers to each prompt (Dong et al. 2024: 8)."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer; those that hit it are counted."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature."""
+
+
 class DPOSection(Config):
     """Direct preference optimisation, or another method on pairs (`objective.method`)."""
 
     train: TrainSettings = TrainSettings()
     objective: PreferenceSettings = PreferenceSettings()
+    online: OnlineSection | None = None
+    """Train in rounds on the policy's own answers, scored by the reward model, in place of the comparisons;
+    null is off."""
 
 
 class KTOSection(Config):

@@ -19,6 +19,7 @@ from trueward.models.lora import apply_lora
 from trueward.models.reward_adapter import save_reward_adapter
 from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
 from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
+from trueward.pipeline.online import online_dpo
 from trueward.pipeline.training import (
     begin_stage,
     card,
@@ -173,8 +174,12 @@ def _preferences(
 
 
 def dpo(workspace: Workspace) -> None:
-    """Preference tuning of the SFT model, which is also the reference where the method has one."""
+    """Preference tuning of the SFT model, which is also the reference where the method has one; in rounds on
+    its own answers where the recipe asks for it."""
     recipe = workspace.recipe
+    if recipe.dpo.online is not None:
+        online_dpo(workspace)
+        return
     policy = workspace.load_to_train("sft")
     data = pairs(workspace)
     parents = parents_of(workspace, policy, data)
