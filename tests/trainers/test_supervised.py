@@ -23,7 +23,6 @@ from trueward.trainers.preference import (
     PreferenceObjective,
     PreferencePair,
     PreferenceSettings,
-    displacement_warning,
     evaluate_preference,
     reference_pairs,
     train_preference,
@@ -271,14 +270,6 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(tmp_path: Path) -> 
     )
     for with_adapter, without in zip(got, plain, strict=True):
         assert with_adapter.ref_chosen == pytest.approx(without.ref_chosen, rel=1e-5)
-
-
-def test_displacement_is_told_in_words() -> None:
-    row = {"logps/chosen_per_token_change": -0.4, "rewards/margins": 1.5}
-    warning = displacement_warning([row, {**row, "rewards/margins": None}], limit=0.1)
-    assert warning is not None and "less likely by 0.40 nats per token" in warning
-    assert displacement_warning([{**row, "rewards/margins": -1.0}], limit=0.1) is None
-    assert displacement_warning([row], limit=0.5) is None
 
 
 def test_an_unknown_method_lists_the_nearest() -> None:

@@ -5,7 +5,7 @@ too.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,9 +49,9 @@ def examine(path: Path) -> list[Examined]:
     """
     if not path.is_dir():
         raise RunError(f"{printable(str(path))} is no folder", remedy="give the folder of a run")
-    if (path / "metrics.jsonl").is_file():
+    if _has_trained(path):
         return [_examine(path)]
-    below = [child for child in sorted(path.iterdir()) if (child / "metrics.jsonl").is_file()]
+    below = [child for child in sorted(path.iterdir()) if _has_trained(child)]
     if not below:
         raise RunError(
             f"nothing in {path} has metrics",
@@ -59,6 +59,11 @@ def examine(path: Path) -> list[Examined]:
             remedy="give the folder of a run, or wait for its first step",
         )
     return sorted((_examine(child) for child in below), key=lambda one: _begun(one.path))
+
+
+def _has_trained(path: Path) -> bool:
+    """Whether a trainer has written there; one that died at its first step left a dump alone."""
+    return (path / "metrics.jsonl").is_file() or (path / "bad_batches").is_dir()
 
 
 def _begun(path: Path) -> str:
@@ -72,16 +77,9 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 def _examine(path: Path) -> Examined:
     manifest = _manifest(path)
-    rows = list(read_jsonl(path / "metrics.jsonl"))
-    for number, row in enumerate(rows, 1):
-        # Not a bool, which is an int to Python.
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise DataError(f"{path / 'metrics.jsonl'}:{number} is no line of metrics", value=row)
-        odd = [key for key, value in row.items() if not isinstance(value, int | float | None)]
-        if odd:
-            raise DataError(
-                f"{path / 'metrics.jsonl'}:{number} has no number for {odd[0]}", value=row[odd[0]]
-            )
+    file = path / "metrics.jsonl"
+    rows = list(read_jsonl(file)) if file.is_file() else []
+    _check_rows(rows, file)
     found = diagnosis(rows, Bounds.of(manifest.get("config", {})))
     return Examined(
         name=str(manifest.get("stage", path.name)),
@@ -90,6 +88,16 @@ def _examine(path: Path) -> Examined:
         diagnosis=found._replace(findings=(*found.findings, *_dumped(path, found))),
         notes=tuple(_notes(manifest, len(rows))),
     )
+
+
+def _check_rows(rows: Sequence[Any], file: Path) -> None:
+    for number, row in enumerate(rows, 1):
+        # Not a bool, which is an int to Python.
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise DataError(f"{file}:{number} is no line of metrics", value=row)
+        odd = [key for key, value in row.items() if not isinstance(value, int | float | None)]
+        if odd:
+            raise DataError(f"{file}:{number} has no number for {odd[0]}", value=row[odd[0]])
 
 
 def _dumped(path: Path, found: Diagnosis) -> Iterator[Finding]:
@@ -163,9 +171,8 @@ def _lines(stages: list[Examined]) -> Iterator[str]:
         yield f"{stage.name} ({stage.rows} logged steps, {stage.path})"
         yield from (f"  note: {note}" for note in stage.notes)
         if not count:
-            yield (
-                f"  nothing looks wrong to {len(checked)} rules" if checked else "  nothing could be checked"
-            )
+            said = f"nothing looks wrong ({len(checked)} rules checked)"
+            yield f"  {said if checked else 'nothing could be checked'}"
         for number, finding in enumerate(findings, 1):
             yield f"  {number}. {finding.rule}, step {finding.step}"
             yield f"     seen: {finding.seen}"

@@ -93,10 +93,6 @@ class History:
         ]
         return Series(tuple(step for step, _ in known), tuple(value for _, value in known))
 
-    def num_lost(self, name: str) -> int:
-        """Rows in which the metric was not finite."""
-        return sum(name in row and row[name] is None for row in self._rows)
-
     def first(self, name: str) -> float:
         """Mean of the first window."""
         values = self.series(name).values

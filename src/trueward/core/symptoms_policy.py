@@ -168,7 +168,7 @@ def _falls(seen: History, *, name: str, what: str) -> Finding | None:
     if not (reward[1] > reward[0] and fall > max(0.2 * max(spread, _ALL_EQUAL), 2 * seen.noise(name))):
         return None
     return Finding(
-        f"reward rises, {what} falls",
+        f"reward against {what}",
         seen.step(name),
         f"the score rises ({reward[0]:.2f} to {reward[1]:.2f}) while the {what} fell from {best:.2f} to "
         f"{last:.2f}",
@@ -247,6 +247,8 @@ def _verifier_errors(seen: History) -> Finding | None:
 
 _KL = ("objective/kl", "objective/kl_k3")
 _SCORES = ("reward", "reward_std")
+# What stands for the aim better than the score of the training prompts does.
+_TRUER = {"gold": "true reward", "eval/gold": "held-out true reward", "eval/reward": "held-out reward"}
 
 POLICY_RULES: tuple[Rule, ...] = (
     Rule("negative KL", _KL, _negative_kl),
@@ -260,23 +262,9 @@ POLICY_RULES: tuple[Rule, ...] = (
     Rule("truncated completions", ("completions/clipped_ratio",), _cut_off),
     Rule("clip fraction", ("clip_ratio/mean",), _clipped),
     Rule("large updates", ("policy_kl_old",), _long_steps),
-    Rule(
-        "reward rises, true reward falls",
-        (*_SCORES, "gold"),
-        partial(_falls, name="gold", what="true reward"),
-        4,
-    ),
-    Rule(
-        "reward rises, held-out true reward falls",
-        (*_SCORES, "eval/gold"),
-        partial(_falls, name="eval/gold", what="held-out true reward"),
-        2,
-    ),
-    Rule(
-        "reward rises, held-out reward falls",
-        (*_SCORES, "eval/reward"),
-        partial(_falls, name="eval/reward", what="held-out reward"),
-        2,
+    *(
+        Rule(f"reward against {what}", (*_SCORES, name), partial(_falls, name=name, what=what), rows=2)
+        for name, what in _TRUER.items()
     ),
     Rule("reward falls", _SCORES, _reward_falls, rows=4),
     Rule("sampler and trainer disagree", ("sampler_gap/max",), _sampler_gap),
