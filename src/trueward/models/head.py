@@ -81,11 +81,41 @@ class _Softmax(NamedTuple):
     """Logit of each label minus the largest logit."""
 
 
-def _softmax(
-    hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_n: Tensor, temperature: float
-) -> _Softmax:
+class _Linear(NamedTuple):
+    """The head's matrix, and room for the logits of one chunk, used again by every chunk.
+
+    With room of their own the chunks would grow the heap: small results of one land where the next no longer
+    fits.
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    logits_CV: Tensor
+    full_CV: Tensor
+
+    @classmethod
+    def of(cls, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> "_Linear":
+        size = next(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device), slice(0, 0)).stop
+        logits_CV = hidden_ND.new_empty(size, weight_VD.shape[0])
+        full = hidden_ND.dtype in (torch.float32, torch.float64)
+        full_CV = logits_CV if full else torch.empty_like(logits_CV, dtype=torch.float32)
+        return cls(weight_VD, bias_V, logits_CV, full_CV)
+
+    def logits(self, hidden_nD: Tensor) -> Tensor:
+        """Logits of a chunk in float32 or better, in the room for them."""
+        logits_nV = self.logits_CV[: len(hidden_nD)]
+        if self.bias_V is None:
+            torch.mm(hidden_nD, self.weight_VD.T, out=logits_nV)
+        else:
+            torch.addmm(self.bias_V, hidden_nD, self.weight_VD.T, out=logits_nV)
+        if self.full_CV is self.logits_CV:
+            return logits_nV
+        return self.full_CV[: len(hidden_nD)].copy_(logits_nV)
+
+
+def _softmax(linear: _Linear, hidden_nD: Tensor, labels_n: Tensor, temperature: float) -> _Softmax:
     """Logits of a chunk, turned in place: four passes over them and no copy (bfloat16: one)."""
-    values_nV = _full(nn.functional.linear(hidden_nD, weight_VD, bias_V))
+    values_nV = linear.logits(hidden_nD)
     if temperature != 1.0:
         values_nV.div_(temperature)
     values_nV.sub_(values_nV.amax(-1, keepdim=True))
@@ -113,18 +143,22 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_words = weight_VD.shape[0]
         keep = any(ctx.needs_input_grad) and hidden_ND.shape[0] * num_words <= _KEPT_ELEMENTS
-        logps, entropies, greedy, kept = [], [], [], []
+        linear = _Linear.of(hidden_ND, weight_VD, bias_V)
+        logps_N = linear.full_CV.new_empty(hidden_ND.shape[0])
+        greedy_N = torch.empty_like(logps_N, dtype=torch.bool)
+        entropy_N = torch.empty_like(logps_N) if entropy else logps_N.new_empty(0)
+        kept: list[_Softmax | None] = []
         for at in _chunks(hidden_ND.shape[0], num_words, hidden_ND.device):
-            part = _softmax(hidden_ND[at], weight_VD, bias_V, labels_N[at], temperature)
+            if kept and keep:
+                linear = _Linear.of(hidden_ND, weight_VD, bias_V)
+            part = _softmax(linear, hidden_ND[at], labels_N[at], temperature)
             log_sums_n1 = part.sums_n1.log()
-            logps.append(part.labels_n1 - log_sums_n1)
-            greedy.append(part.labels_n1 == 0)
+            logps_N[at] = (part.labels_n1 - log_sums_n1).squeeze(1)
+            greedy_N[at] = (part.labels_n1 == 0).squeeze(1)
             if entropy:
                 mean_n1 = torch.xlogy(part.exps_nV, part.exps_nV).sum(-1, keepdim=True) / part.sums_n1
-                entropies.append(log_sums_n1 - mean_n1)
+                entropy_N[at] = (log_sums_n1 - mean_n1).squeeze(1)
             kept.append(part if keep else None)
-        logps_N, greedy_N = torch.cat(logps).squeeze(1), torch.cat(greedy).squeeze(1)
-        entropy_N = torch.cat(entropies).squeeze(1) if entropy else logps_N.new_empty(0)
         ctx.temperature, ctx.entropy, ctx.kept = temperature, entropy, kept
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N)
         ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
@@ -138,11 +172,13 @@ class _Fused(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight_VD: Tensor | None = None
         grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
+        linear: _Linear | None = None
         for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)):
             # Used up in place; a second backward through the same graph computes it again.
             part, ctx.kept[index] = ctx.kept[index], None
             if part is None:
-                part = _softmax(hidden_ND[at], weight_VD, bias_V, labels_N[at], ctx.temperature)
+                linear = linear or _Linear.of(hidden_ND, weight_VD, bias_V)
+                part = _softmax(linear, hidden_ND[at], labels_N[at], ctx.temperature)
             grad_n1 = grad_logps_N[at].unsqueeze(1)
             if ctx.entropy:
                 grad_nV = part.exps_nV.div_(part.sums_n1)
