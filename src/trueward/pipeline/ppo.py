@@ -1,13 +1,15 @@
 """The PPO stage: the SFT model against the reward model under a KL budget, beside a run without one."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from trueward.core.errors import ConfigError
 from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.records import Demonstration, Prompt
 from trueward.models.checkpoint import model_hash
-from trueward.models.load import LoadedModel
+from trueward.models.load import LoadedModel, load_reward
 from trueward.models.reward_adapter import attach_reward
 from trueward.pipeline.datasets import FeedbackData, demonstrations, pairs, test_prompts, train_prompts
 from trueward.pipeline.held_out import rollout_looks
@@ -77,22 +79,42 @@ def _beside(
     return data, groups
 
 
+def _cost_model(workspace: Workspace, policy: LoadedModel, settings: PPOSettings) -> LoadedModel | None:
+    """The cost model of Safe RLHF, where the recipe bounds a cost; it reads the very ids that were drawn."""
+    path = workspace.recipe.ppo.cost_model
+    if settings.constraint is None or path is None:
+        return None
+    loaded = load_reward(path, device=workspace.device)
+    same = loaded.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    if not same or loaded.template_hash != policy.template_hash:
+        raise ConfigError(
+            f"the cost model {path} reads other tokens than the policy",
+            expected="the same vocabulary and chat template",
+            remedy="train the cost model on the base or SFT model of this policy",
+        )
+    return loaded
+
+
 def _roles(
-    workspace: Workspace, policy: LoadedModel, settings: PPOSettings, beside: Sequence[TokenGroup]
+    workspace: Workspace,
+    policy: LoadedModel,
+    settings: PPOSettings,
+    *,
+    beside: Sequence[TokenGroup],
+    coster: LoadedModel | None,
 ) -> tuple[PPOModels, RewardFunction]:
     """Policy, value and reference, and the reward: a model of its own, or adapters on one backbone with the
     others."""
     adapter, longest = workspace.out / "reward" / "adapter", settings.max_tokens_per_forward
     trunk = workspace.load_reward().model if settings.value_backbone == "separate" else None
+    cost = None if coster is None else reward_function(coster.model, max_tokens_per_forward=longest)
+    make = partial(ppo_models, policy.model, settings, value_backbone=trunk, demonstrations=beside, cost=cost)
     if not (workspace.recipe.ppo.one_backbone and adapter.is_dir()):
-        models = ppo_models(policy.model, settings, value_backbone=trunk, demonstrations=beside)
         scorer = workspace.load_reward().model
-        return models, reward_function(scorer, max_tokens_per_forward=longest)
+        return make(), reward_function(scorer, max_tokens_per_forward=longest)
     shared = attach_reward(adapter, policy)
-    models = ppo_models(
-        policy.model, settings, backbone=shared.backbone, value_backbone=trunk, demonstrations=beside
-    )
-    return models, reward_function(shared.model, max_tokens_per_forward=longest, scope=shared.active)
+    scores = reward_function(shared.model, max_tokens_per_forward=longest, scope=shared.active)
+    return make(backbone=shared.backbone), scores
 
 
 def _looks(
@@ -113,6 +135,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     recipe = workspace.recipe
     policy, data = workspace.load_to_train("sft"), pairs(workspace)
     shown, beside = _beside(workspace, policy, settings)
+    coster = _cost_model(workspace, policy, settings)
     scorer_hash = model_hash(Path(workspace.model_path("reward")))
     parents = {
         "model": policy.hash,
@@ -121,6 +144,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         "charter": workspace.charter.hash,
         "template": policy.template_hash,
         **({"demonstrations": shown.hash} if shown else {}),
+        **({"cost_model": coster.hash} if coster else {}),
     }
     config = {
         "section": settings.model_dump(mode="json"),
@@ -132,7 +156,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         return
     prompts, groups = _prompts(workspace, policy, settings)
     settings = settings_of(workspace, stage, settings)
-    models, scores = _roles(workspace, policy, settings, beside)
+    models, scores = _roles(workspace, policy, settings, beside=beside, coster=coster)
     gold = gold_of(policy, prompts) if recipe.data.source == "testbed" else None
     looks = _looks(workspace, policy, settings, scores)
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
@@ -181,10 +205,11 @@ def ppo(workspace: Workspace) -> None:
 
 
 def unbounded(workspace: Workspace) -> None:
-    """The same PPO without KL penalty, budget and demonstrations: it shows where the reward model stops being
-    right."""
+    """The same PPO without KL penalty, budget, demonstrations and constraint: it shows where the reward model
+    stops being right."""
     section = workspace.recipe.ppo
     assert section.unbounded is not None, "only called where the recipe asks for it"
-    bounds = {"kl_coef": 0.0, "kl_budget": None, "kl_controller": "fixed", "ptx_coef": 0.0}
-    free = {**bounds, **section.unbounded.model_dump()}
+    bounds = {"kl_coef": 0.0, "kl_budget": None, "kl_controller": "fixed"}
+    terms = {"ptx_coef": 0.0, "constraint": None}
+    free = {**bounds, **terms, **section.unbounded.model_dump()}
     _run(workspace, "ppo_unbounded", section.train.model_copy(update=free))

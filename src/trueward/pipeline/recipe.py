@@ -154,8 +154,19 @@ class PPOSection(Config):
     one_backbone: bool = True
     """Where the reward model is adapters (`reward.lora`): reward and reference on one frozen SFT model, which
     is the policy's own under `model.lora`. False loads the merged reward model; scores agree to rounding."""
+    cost_model: str | None = None
+    """Under `train.constraint`: folder, or hub id, of the model whose score is the cost of a completion. It
+    is made as a reward model is, of pairs whose chosen answer is the more harmful one, with the policy's
+    tokenizer."""
     unbounded: UnboundedSection | None = None
     """A second run without KL penalty or budget, which shows over-optimisation; null leaves it out."""
+
+    @model_validator(mode="after")
+    def _constraint_has_a_cost(self) -> Self:
+        if (self.cost_model is None) != (self.train.constraint is None):
+            missing = "cost_model" if self.cost_model is None else "train.constraint"
+            raise ValueError(f"train.constraint and cost_model go together, and there is no {missing}")
+        return self
 
 
 class GRPOSection(Config):

@@ -2,14 +2,14 @@
 
 from trueward.trainers.checks import checked
 from trueward.trainers.diagnosis import diagnose
-from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models
+from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models, weighted_reward
 from trueward.trainers.group import train_group
 from trueward.trainers.group_experience import GroupModels, group_models
 from trueward.trainers.group_rollout import GroupReward
 from trueward.trainers.group_settings import GroupSettings
 from trueward.trainers.loop import TrainResult, resume_hint, train
 from trueward.trainers.ppo import PPOHooks, train_ppo
-from trueward.trainers.ppo_settings import PPOSettings
+from trueward.trainers.ppo_settings import ConstraintSettings, PPOSettings
 from trueward.trainers.ppo_tokens import token_table
 from trueward.trainers.preference import (
     PREFERENCE_METHODS,
@@ -45,6 +45,7 @@ from trueward.trainers.verified import Question, verified_reward
 __all__ = [
     "PREFERENCE_METHODS",
     "UNPAIRED_METHODS",
+    "ConstraintSettings",
     "GroupModels",
     "GroupReward",
     "GroupSettings",
@@ -87,4 +88,5 @@ __all__ = [
     "train_unpaired",
     "unpaired_examples",
     "verified_reward",
+    "weighted_reward",
 ]

@@ -1,10 +1,11 @@
 """What PPO knows about the completions of one iteration before it updates: log-probs, values, reference.
 
-Axes: B sequences (prompt by prompt, completion by completion), T tokens, N tokens of a packed row, L its
-length.
+Axes: C critics (the reward's, then the cost's under a constraint), B sequences (prompt by prompt, completion
+by completion), T tokens, N tokens of a packed row, L its length.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from trueward.trainers.optim import device_of
 from trueward.trainers.ppo_settings import PPOSettings
 
 __all__ = [
+    "Constraint",
     "Experience",
     "PPOModels",
     "RewardFunction",
@@ -44,14 +46,49 @@ __all__ = [
     "ppo_models",
     "score_rollouts",
     "scores_of",
+    "values_table",
+    "weighted_reward",
 ]
 
 RewardFunction = Callable[[Sequence[TokenGroup], Sequence[Rollout]], Sequence[float]]
 """Scores of rollouts, in their order; `prompts[rollout.prompt]` has the ids and the id of the prompt."""
 
 
+def weighted_reward(parts: Sequence[tuple[RewardFunction, float]]) -> RewardFunction:
+    """Several rewards as one: sum over them of weight * score, with weights that stay.
+
+    Where a bound is meant and no exchange, see `Constraint`: it finds the weight itself.
+
+    Args:
+        parts: rewards with their weights; one that is to be low has a weight below 0.
+
+    Raises:
+        ValueError: no part, or a weight that is not finite.
+    """
+    if not parts or not all(math.isfinite(weight) for _, weight in parts):
+        raise ValueError(f"a weighted sum needs parts of finite weight, got {[w for _, w in parts]}")
+
+    def score(prompts: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[float]:
+        # scores_of holds each part to one finite score a completion.
+        tables = [weight * scores_of(part, prompts, rollouts, name="a reward") for part, weight in parts]
+        return [float(total) for total in torch.stack(tables).sum(dim=0)]
+
+    return score
+
+
 Role = Callable[[], AbstractContextManager[nn.Module]]
 """A model as one of its roles, for as long as the context lasts: adapters are switched in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constraint:
+    """What Safe RLHF bounds. cost: of each completion, more is worse.
+
+    value_head: expects the cost, as the policy's value head the reward.
+    """
+
+    cost: RewardFunction
+    value_head: nn.Module
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +99,7 @@ class PPOModels:
     ref: the reference, which nothing trains.
     frozen: the model that holds the reference; None is the policy with its adapters off.
     demonstrations: what PPO-ptx imitates beside.
+    constraint: cost and its value function; None bounds nothing.
     """
 
     policy: nn.Module
@@ -70,12 +108,20 @@ class PPOModels:
     ref: Role
     frozen: nn.Module | None
     demonstrations: tuple[TokenGroup, ...] = ()
+    constraint: Constraint | None = None
+
+    @property
+    def value_heads(self) -> tuple[nn.Module, ...]:
+        """One a critic, all on one trunk."""
+        return (self.value_head, *([self.constraint.value_head] if self.constraint else []))
 
     def trained(self) -> nn.ModuleDict:
         """Everything that the optimizer moves, as one module."""
         parts = {"policy": self.policy, "value_head": self.value_head}
         if self.value_backbone is not None:
             parts["value_backbone"] = self.value_backbone
+        if self.constraint is not None:
+            parts["cost_value_head"] = self.constraint.value_head
         return nn.ModuleDict(parts)
 
 
@@ -87,6 +133,7 @@ def ppo_models(
     backbone: PeftModel | None = None,
     value_backbone: nn.Module | None = None,
     demonstrations: Sequence[TokenGroup] = (),
+    cost: RewardFunction | None = None,
 ) -> PPOModels:
     """Build the roles around a policy as it is before the first iteration (also when resuming).
 
@@ -96,10 +143,17 @@ def ppo_models(
             `models.attach_reward`, whose adapters they are).
         value_backbone: for `separate`: a causal model or reward model to start from; None copies the policy.
         demonstrations: for `ptx_coef`: what each optimizer step imitates a batch of.
+        cost: for `constraint`: what the bound is on.
 
     Raises:
-        ValueError: both a reference and a backbone; demonstrations without `ptx_coef`, or it without them.
+        ValueError: both a reference and a backbone; demonstrations without `ptx_coef`, or it without them; a
+            cost without `constraint`, or it without a cost.
     """
+    if (cost is None) != (settings.constraint is None):
+        raise ValueError(
+            f"a cost and a constraint go together, got {'no cost' if cost is None else 'a cost'} with "
+            f"constraint {settings.constraint}"
+        )
     if bool(demonstrations) != (settings.ptx_coef > 0):
         raise ValueError(
             "demonstrations are for a ptx_coef above 0, which needs some, got "
@@ -117,7 +171,7 @@ def ppo_models(
     else:
         trunk = copy.deepcopy(policy) if value_backbone is None else value_backbone
     width = unwrap(policy if trunk is None else trunk).config.get_text_config().hidden_size
-    head = ValueHead(width).to(device_of(policy))
+    head, cost_head = (ValueHead(width).to(device_of(policy)) for _ in range(2))
     role, frozen = _reference_role(policy, ref, backbone)
     return PPOModels(
         policy=policy,
@@ -126,6 +180,7 @@ def ppo_models(
         ref=role,
         frozen=frozen,
         demonstrations=tuple(demonstrations),
+        constraint=None if cost is None else Constraint(cost=cost, value_head=cost_head),
     )
 
 
@@ -155,7 +210,7 @@ class Experience:
     mask_BT: Tensor
     old_logps_BT: Tensor
     ref_logps_BT: Tensor
-    old_values_BT: Tensor
+    old_values_CBT: Tensor
     entropy_BT: Tensor
     sampler_gap: float
 
@@ -164,14 +219,14 @@ class _Part(NamedTuple):
     mask_BT: Tensor
     old_logps_BT: Tensor
     ref_logps_BT: Tensor
-    old_values_BT: Tensor
+    old_values_CBT: Tensor
     entropy_BT: Tensor
 
 
 def policy_and_values(
     models: PPOModels, packed: Packed, *, temperature: float, entropy: bool = False
 ) -> tuple[TokenScores, Tensor]:
-    """Log-probs of the policy and values_N, from one forward where the trunk is shared."""
+    """Log-probs of the policy and values_CN, from one forward where the trunk is shared."""
     hidden_LD = hidden_states(models.policy, packed)
     scores = score_completions(
         models.policy, packed, temperature=temperature, entropy=entropy, hidden_LD=hidden_LD
@@ -179,8 +234,13 @@ def policy_and_values(
     trunk_LD = hidden_LD if models.value_backbone is None else hidden_states(models.value_backbone, packed)
     # Values are regressed on: bfloat16's three digits would be their error.
     with torch.autocast(hidden_LD.device.type, enabled=False):
-        values_N = token_values(models.value_head, trunk_LD.float(), packed)
-    return scores, values_N
+        values = [token_values(head, trunk_LD.float(), packed) for head in models.value_heads]
+    return scores, torch.stack(values)
+
+
+def values_table(values_CN: Tensor, packed: Packed) -> Tensor:
+    """values_CBT, 0 where padded."""
+    return torch.stack([unflatten(values_N, packed) for values_N in values_CN])
 
 
 @torch.no_grad()
@@ -198,17 +258,24 @@ def score_rollouts(
     for batch in cut(groups, lambda group: group, settings.max_tokens_per_forward):
         packed = pack(batch, device)
         with forward_precision(settings.precision, device):
-            scores, values_N = policy_and_values(
+            scores, values_CN = policy_and_values(
                 models, packed, temperature=settings.temperature, entropy=True
             )
             with models.ref() as ref:
                 ref_logps_N = score_completions(ref, packed, temperature=settings.temperature).logps_N
         assert scores.entropy_N is not None, "entropy was asked for"
-        columns = (scores.logps_N, ref_logps_N, values_N, scores.entropy_N)
-        parts.append(_Part(completion_mask(packed), *(unflatten(column_N, packed) for column_N in columns)))
+        parts.append(
+            _Part(
+                mask_BT=completion_mask(packed),
+                old_logps_BT=unflatten(scores.logps_N, packed),
+                ref_logps_BT=unflatten(ref_logps_N, packed),
+                old_values_CBT=values_table(values_CN, packed),
+                entropy_BT=unflatten(scores.entropy_N, packed),
+            )
+        )
     longest = max(part.mask_BT.shape[1] for part in parts)
     tables = [
-        torch.cat([pad(table_BT, (0, longest - table_BT.shape[1])) for table_BT in column])
+        torch.cat([pad(table, (0, longest - table.shape[-1])) for table in column], dim=-2)
         for column in zip(*parts, strict=True)
     ]
     joined = _Part(*tables)

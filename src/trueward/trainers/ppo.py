@@ -34,6 +34,7 @@ from trueward.trainers.loop import (
     open_checkpoint,
 )
 from trueward.trainers.optim import build_optimizer, trainable
+from trueward.trainers.ppo_constraint import constraint_warnings, initial_log_lambda, priced
 from trueward.trainers.ppo_ptx import PtxObjective, demonstrations_of_step
 from trueward.trainers.ppo_rollout import Drawn, Environment, Learning, advantages_of, draw
 from trueward.trainers.ppo_settings import PPOSettings
@@ -74,6 +75,7 @@ class _State:
     """
 
     kl_coef: float
+    log_lambda: float | None
     iteration: int = 0
     skipped: int = 0
     last: dict[str, float] = field(default_factory=dict)
@@ -153,7 +155,7 @@ def train_ppo(
         skipped=state.skipped,
         seconds=time.monotonic() - started_s,
         resumed_from=state.resumed_from,
-        warnings=warnings_of(folder, settings),
+        warnings=(*warnings_of(folder, settings), *constraint_warnings(folder, settings)),
         stopped=ended or "",
     )
 
@@ -177,10 +179,11 @@ def _iterate(run: _Run, prompts: Sequence[TokenGroup], stop: StopRequest, log: M
         stopped = _check_budget(run, drawn)
         if stopped or at_end:
             return stopped
-        learning = advantages_of(drawn, settings, kl_coef=state.kl_coef)
+        state.log_lambda, price = priced(state.log_lambda, drawn.figures, settings)
+        learning = advantages_of(drawn, settings, kl_coef=state.kl_coef, log_lambda=state.log_lambda)
         _show_tokens(run, drawn, learning)
         updated = _update(run, drawn, learning)
-        state.last = {**drawn.figures, **updated, "epoch": sampler.epoch(state.iteration + 1)}
+        state.last = {**drawn.figures, **price, **updated, "epoch": sampler.epoch(state.iteration + 1)}
         state.kl_coef = adapted_kl_coef(state.kl_coef, drawn.figures["objective/kl"], settings)
         state.iteration += 1
         _watch(run)
@@ -195,7 +198,8 @@ def _trained(models: PPOModels, settings: PPOSettings, folder: Path) -> Trained:
     without_dropout(parts)
     if settings.activation_checkpointing:
         checkpoint_activations(models.policy)
-    optimizer = build_optimizer(parts, settings, lr_scales={"value_head": settings.value_lr_scale})
+    scales = dict.fromkeys(("value_head", "cost_value_head"), settings.value_lr_scale)
+    optimizer = build_optimizer(parts, settings, lr_scales=scales)
     return Trained(model=parts, optimizer=optimizer, parameters=trainable(parts), folder=folder)
 
 
@@ -233,11 +237,12 @@ def _begin(
     checkpoint = open_checkpoint(trained.folder, identity, resume=resume)
     trim_rows(trained.folder / "ppo_tokens.jsonl", checkpoint.step if checkpoint else 0)
     if checkpoint is None:
-        return _State(kl_coef=settings.kl_coef)
+        return _State(kl_coef=settings.kl_coef, log_lambda=initial_log_lambda(settings))
     restore(checkpoint, trained.model, trained.optimizer)
     safe = checkpoint.path / "safe.safetensors"
     return _State(
         kl_coef=float(checkpoint.state["kl_coef"]),
+        log_lambda=checkpoint.state["log_lambda"],
         iteration=checkpoint.step,
         skipped=int(checkpoint.state["skipped"]),
         last=dict(checkpoint.state["metrics"]),
@@ -248,7 +253,8 @@ def _begin(
 
 def _save(run: _Run) -> None:
     state = run.state
-    figures = {"skipped": state.skipped, "kl_coef": state.kl_coef, "metrics": json_figures(state.last)}
+    prices = {"kl_coef": state.kl_coef, "log_lambda": state.log_lambda}
+    figures = {"skipped": state.skipped, **prices, "metrics": json_figures(state.last)}
     save_checkpoint(
         run.trained.folder,
         step=state.iteration,
@@ -306,12 +312,12 @@ def _show_tokens(run: _Run, drawn: Drawn, learning: Learning) -> None:
     if run.state.iteration % run.settings.tokens_every:
         return
     tables = {
-        "reward": learning.rewards_BT,
+        "reward": learning.rewards_CBT[0],
         "kl": drawn.kl_BT,
-        "value": drawn.experience.old_values_BT,
+        "value": drawn.experience.old_values_CBT[0],
         "advantage": learning.targets.advantages_BT,
     }
-    step, score = run.state.iteration + 1, float(drawn.scores_B[0])
+    step, score = run.state.iteration + 1, float(drawn.scores_CB[0, 0])
     row = token_row(drawn.experience, tables, step=step, score=score, decode=run.hooks.decode)
     append_jsonl(run.trained.folder / "ppo_tokens.jsonl", row)
 
@@ -337,7 +343,7 @@ def _update(run: _Run, drawn: Drawn, learning: Learning) -> dict[str, float]:
     update_s = time.monotonic() - start_s
     return {
         **updated.means,
-        "value_explained_variance": learning.explained_variance,
+        **learning.figures,
         "objective/kl_coef": state.kl_coef,
         "skipped": state.skipped,
         "time/update_s": update_s,

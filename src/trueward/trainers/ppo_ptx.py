@@ -56,10 +56,10 @@ class PtxObjective:
         self._scale = self._coef * self.count(items) / num_tokens if num_tokens else 0.0
 
     def micro_batches(self, items: Sequence[MixedItem], max_tokens: int) -> list[list[MixedItem]]:
-        return [
-            *(list(part) for part in self._ppo.micro_batches(_completions(items), max_tokens)),
-            *(list(part) for part in self._sft.micro_batches(_demonstrations(items), max_tokens)),
+        parts: list[list[MixedItem]] = [
+            [*part] for part in self._ppo.micro_batches(_completions(items), max_tokens)
         ]
+        return parts + [[*part] for part in self._sft.micro_batches(_demonstrations(items), max_tokens)]
 
     def loss(self, model: nn.Module, items: Sequence[MixedItem]) -> LossSum:
         demonstrations = _demonstrations(items)

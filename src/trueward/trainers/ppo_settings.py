@@ -8,7 +8,29 @@ from pydantic import Field, model_validator
 from trueward.core.config import Config
 from trueward.trainers.settings import Precision, Schedule
 
-__all__ = ["PPOSettings"]
+__all__ = ["ConstraintSettings", "PPOSettings"]
+
+
+class ConstraintSettings(Config):
+    """An upper bound on the mean cost of completions (Safe RLHF: Dai et al. 2023)."""
+
+    threshold: float = 0.0
+    """Largest mean cost that is allowed, in units of the cost model (whose 0 divides harmful from harmless in
+    Dai et al. 2023)."""
+    init_lambda: float = Field(1.0, gt=0)
+    """First price of a unit of cost, in units of reward (Dai et al. 2023, released code)."""
+    lambda_lr: float = Field(0.1, gt=0)
+    """Step size of log lambda per iteration (Dai et al. 2023, released code)."""
+    max_lambda: float | None = Field(None, gt=0)
+    """Highest price; null has no limit."""
+
+    @model_validator(mode="after")
+    def _starts_within_its_bound(self) -> Self:
+        if self.max_lambda is not None and self.init_lambda > self.max_lambda:
+            raise ValueError(
+                f"init_lambda ({self.init_lambda}) must not exceed max_lambda ({self.max_lambda})"
+            )
+        return self
 
 
 class PPOSettings(Config):
@@ -45,6 +67,8 @@ class PPOSettings(Config):
     tokens; 0 is plain PPO (PPO-ptx: Ouyang et al. 2022, eq. 2)."""
     ptx_batch_size: int = Field(32, ge=1)
     """Demonstrations of an optimizer step, where `ptx_coef` is above 0."""
+    constraint: ConstraintSettings | None = None
+    """Maximise the reward under a bound on the cost (Safe RLHF); null has no cost."""
     gamma: float = Field(1.0, ge=0, le=1)
     """Discount per token."""
     lam: float = Field(0.95, ge=0, le=1)
@@ -113,6 +137,15 @@ class PPOSettings(Config):
             raise ValueError(
                 f"minibatches ({self.minibatches}) must not exceed prompts_per_iteration "
                 f"({self.prompts_per_iteration}): a prompt's completions stay together"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cost_has_a_price_in_reward(self) -> Self:
+        if self.constraint is not None and self.whiten_rewards:
+            raise ValueError(
+                "whiten_rewards changes the unit of the reward each iteration, and lambda is a price in that "
+                "unit: leave it off under a constraint"
             )
         return self
 

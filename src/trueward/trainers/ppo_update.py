@@ -2,7 +2,7 @@
 
 An item is a prompt with its completions (an index into the experience), so that it goes through the same step
 as the items of every other trainer.
-Axes: B sequences, T tokens, N tokens of a packed row.
+Axes: C critics, B sequences, T tokens, N tokens of a packed row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,16 @@ from trueward.data.chat import TokenGroup
 from trueward.models.packing import completion_mask, pack, unflatten
 from trueward.objectives import kl, ppo_policy, ppo_value, zero_masked
 from trueward.trainers.accumulate import LossSum, StepObjective
-from trueward.trainers.experience import Experience, PPOModels, policy_and_values
+from trueward.trainers.experience import Experience, PPOModels, policy_and_values, values_table
 from trueward.trainers.groups import cut, describe_group, num_trained
 from trueward.trainers.optim import device_of
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.step import Stepped, Trained, check_skips, take_step
 
-__all__ = ["PPOObjective", "Targets", "Updated", "update_policy"]
+__all__ = ["VALUE_LOSSES", "PPOObjective", "Targets", "Updated", "update_policy"]
+
+VALUE_LOSSES = ("value_loss", "cost/value_loss")
+"""Metrics of the critics, in the order of axis C."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,11 +33,11 @@ class Targets:
     """What the update aims at: advantages for the policy, returns for the values; 0 where padded."""
 
     advantages_BT: Tensor
-    returns_BT: Tensor
+    returns_CBT: Tensor
 
 
 class PPOObjective:
-    """policy loss + value_coef * value loss, each a mean over the completion tokens of the minibatch."""
+    """policy loss + value_coef * value loss of each critic: means over the minibatch's completion tokens."""
 
     name = "ppo"
 
@@ -63,12 +66,12 @@ class PPOObjective:
     def loss(self, model: nn.Module, items: Sequence[int]) -> LossSum:
         settings, seen = self._settings, self._experience
         packed = pack([seen.groups[item] for item in items], device_of(model))
-        scores, values_N = policy_and_values(self._models, packed, temperature=settings.temperature)
+        scores, values_CN = policy_and_values(self._models, packed, temperature=settings.temperature)
         logps_BT, mask_BT = unflatten(scores.logps_N, packed), completion_mask(packed)
         rows, longest = self._rows(items), mask_BT.shape[1]
 
-        def old(table_BT: Tensor) -> Tensor:
-            return table_BT[rows, :longest]
+        def old(table: Tensor) -> Tensor:
+            return table[..., rows, :longest]
 
         old_logps_BT = old(seen.old_logps_BT)
         policy = ppo_policy(
@@ -79,24 +82,22 @@ class PPOObjective:
             clip_low=settings.clip,
             clip_high=settings.clip,
         )
-        value = ppo_value(
-            unflatten(values_N, packed),
-            old(seen.old_values_BT),
-            old(self._targets.returns_BT),
-            mask_BT,
-            clip=settings.value_clip,
-        )
+        tables = (values_table(values_CN, packed), old(seen.old_values_CBT), old(self._targets.returns_CBT))
+        value_losses = [
+            ppo_value(*critic, mask_BT, clip=settings.value_clip).loss_BT
+            for critic in zip(*tables, strict=True)
+        ]
         # The tokens were drawn from the old policy.
         moved_BT = zero_masked(kl.k3(old_logps_BT, logps_BT.detach()), mask_BT)
         count = float(packed.trained_N.sum())
         sums = {
             "policy_loss": policy.loss_BT,
-            "value_loss": value.loss_BT,
+            **dict(zip(VALUE_LOSSES, value_losses, strict=False)),
             "clip_ratio/mean": policy.clipped_BT.float(),
             "policy_kl_old": moved_BT,
         }
         return LossSum(
-            policy.loss_BT.sum() + settings.value_coef * value.loss_BT.sum(),
+            policy.loss_BT.sum() + settings.value_coef * sum(loss_BT.sum() for loss_BT in value_losses),
             packed.num_tokens,
             {name: (table_BT.detach().sum(), count) for name, table_BT in sums.items()},
         )
