@@ -12,11 +12,13 @@ from trueward.evals.baselines import (
 from trueward.evals.kl import KLReport, kl_to_ref
 from trueward.evals.retention import HeldOut, Retention, accuracy_ratio, compare_held_out, held_out
 from trueward.evals.reward_model import RewardModelReport, evaluate_reward_model, pair_outcomes
+from trueward.evals.weak_to_strong import GapRecovered, performance_gap_recovered
 from trueward.evals.winrate import Judge, ScoreJudge, WinRate, win_rate_report
 
 __all__ = [
     "BagOfWordsJudge",
     "Baseline",
+    "GapRecovered",
     "HeldOut",
     "Judge",
     "KLReport",
@@ -34,6 +36,7 @@ __all__ = [
     "kl_to_ref",
     "longer_answer_baseline",
     "pair_outcomes",
+    "performance_gap_recovered",
     "verdict",
     "win_rate_report",
 ]

@@ -41,6 +41,7 @@ from trueward.trainers.unpaired import (
     unpaired_examples,
 )
 from trueward.trainers.verified import Question, verified_reward
+from trueward.trainers.weak_to_strong import WeakToStrongSettings, train_weak_to_strong
 
 __all__ = [
     "PREFERENCE_METHODS",
@@ -66,6 +67,7 @@ __all__ = [
     "UnpairedEvaluation",
     "UnpairedExample",
     "UnpairedSettings",
+    "WeakToStrongSettings",
     "checked",
     "diagnose",
     "evaluate_preference",
@@ -86,6 +88,7 @@ __all__ = [
     "train_reward",
     "train_sft",
     "train_unpaired",
+    "train_weak_to_strong",
     "unpaired_examples",
     "verified_reward",
     "weighted_reward",

@@ -17,7 +17,15 @@ from trueward.core.seed import derive_seed
 from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision
 
-__all__ = ["Accumulated", "LossSum", "PreparedObjective", "StepObjective", "accumulate", "forward_precision"]
+__all__ = [
+    "Accumulated",
+    "LossSum",
+    "PreparedObjective",
+    "ScheduledObjective",
+    "StepObjective",
+    "accumulate",
+    "forward_precision",
+]
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -62,6 +70,14 @@ class PreparedObjective(Protocol[T_contra]):
     """An objective that looks at all items of a step, without gradient, before the first micro-batch."""
 
     def prepare(self, model: nn.Module, items: Sequence[T_contra], max_tokens: int) -> None: ...
+
+
+@runtime_checkable
+class ScheduledObjective(Protocol):
+    """An objective that changes with the step; a function of the step alone, so that resuming needs no
+    state."""
+
+    def at(self, step: int, num_steps: int) -> None: ...
 
 
 class Accumulated(NamedTuple):

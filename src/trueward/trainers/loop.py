@@ -18,7 +18,7 @@ from trueward.core.errors import DataError, RunError
 from trueward.core.hashing import canonical_json, hash_lines
 from trueward.core.metrics import MetricsLog
 from trueward.core.seed import derive_seed
-from trueward.trainers.accumulate import StepObjective
+from trueward.trainers.accumulate import ScheduledObjective, StepObjective
 from trueward.trainers.optim import build_optimizer, trainable
 from trueward.trainers.sampling import num_steps, sampler_of
 from trueward.trainers.settings import TrainSettings
@@ -172,6 +172,8 @@ def train(
         while state.step < total and not stop:
             step_s = time.monotonic()
             batch = [items[i] for i in sampler.batch(state.step)]
+            if isinstance(objective, ScheduledObjective):
+                objective.at(state.step, total)
             model.train()
             seed = derive_seed(settings.seed, "step", state.step)
             got = take_step(trained, objective, batch, settings, step=state.step, num_steps=total, seed=seed)
