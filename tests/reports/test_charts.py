@@ -119,3 +119,14 @@ def test_looks_are_drawn_stage_by_stage_and_only_where_somebody_looked() -> None
     assert [panel.title for panel in found] == ["Held-out loss of sft", "Held-out reward of ppo"]
     assert sorted(numbers(found[0], "value")) == sorted(x / step for x in (1.5, 2) for step in (10, 20, 30))
     assert look_panels(read_summary(bare())) == []
+
+
+def test_a_constraint_shows_its_slack_and_price() -> None:
+    body = summary()
+    for point, slack in zip(body["curves"]["ppo"], (-0.2, 0.1, 0.3), strict=False):
+        point |= {"cost": 0.3 - slack, "slack": slack, "price": 1.5}
+    found = panels(body)
+    assert numbers(found["ppo-slack"], "slack")[:2] == [-0.2, 0.1]
+    assert "in 1 of" in found["ppo-slack"].caption
+    assert set(numbers(found["ppo-lambda"], "price")) == {1.5}
+    assert "ppo-slack" not in panels(summary())

@@ -106,6 +106,9 @@ def _curves(workspace: Workspace) -> dict[str, Any]:
                 "kl": row["objective/kl_k3"],
                 "reward": row["reward"],
                 "gold": row.get("gold"),
+                "cost": row.get("cost"),
+                "slack": row.get("constraint/slack"),
+                "price": row.get("constraint/lambda"),
             }
             for row in _rows(workspace, stage)
             if row.get("objective/kl_k3") is not None and row.get("reward") is not None

@@ -107,12 +107,18 @@ class RewardModel(Config):
 
 
 class PpoPoint(Config):
-    """One iteration of PPO. Reward is the proxy that is optimised, gold the truth where it is known."""
+    """One iteration of PPO. Reward is the proxy that is optimised, gold the truth where it is known.
+
+    Under a constraint also the mean cost, its threshold less that cost, and lambda.
+    """
 
     step: int
     kl: Finite
     reward: Finite
     gold: Finite | None = None
+    cost: Finite | None = None
+    slack: Finite | None = None
+    price: Finite | None = None
 
 
 class DpoPoint(Config):

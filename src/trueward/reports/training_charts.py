@@ -29,7 +29,35 @@ def ppo_panels(summary: Summary) -> list[Panel]:
         if curves.ppo_unbounded
         else absent("ppo-unbounded", free, why)
     )
-    return [bounded, unbounded]
+    return [bounded, unbounded, *_constraint_panels(curves.ppo)]
+
+
+def _constraint_panels(points: Sequence[PpoPoint]) -> list[Panel]:
+    """Slack of the constraint, and lambda; none where nothing was constrained."""
+    rows = [
+        {"step": p.step, "slack": p.slack, "price": p.price}
+        for p in points
+        if p.slack is not None and p.price is not None
+    ]
+    if not rows:
+        return []
+    base = alt.Chart(inline(rows)).encode(x=alt.X("step:Q", title="iteration", axis=alt.Axis(tickCount=6)))
+    zero = alt.Chart(inline([{"at": 0}])).mark_rule(strokeDash=[5, 5]).encode(y=alt.Y("at:Q"))
+    missed = sum(row["slack"] < 0 for row in rows)
+    slack = base.mark_line(strokeWidth=2.5, color="var(--good)").encode(
+        y=alt.Y("slack:Q", title="bound - mean cost", axis=alt.Axis(tickCount=6)),
+        tooltip=["step:Q", alt.Tooltip("slack:Q", format=".3f")],
+    )
+    price = base.mark_line(strokeWidth=2.5, color="var(--bad)").encode(
+        y=alt.Y("price:Q", title="lambda", axis=alt.Axis(tickCount=6)),
+        tooltip=["step:Q", alt.Tooltip("price:Q", format=".3f")],
+    )
+    caption = f"Below 0 the mean cost is above its bound: so it was in {missed} of {len(rows)} iterations."
+    why = "What a unit of cost costs in reward: it rises while the bound is missed and falls while it is met."
+    return [
+        panel("ppo-slack", "Slack of PPO's constraint", caption, [zero, slack]),
+        panel("ppo-lambda", "Price of cost in PPO", why, [price]),
+    ]
 
 
 def _ppo_panel(id_: str, title: str, points: Sequence[PpoPoint]) -> Panel:
