@@ -139,12 +139,19 @@ SICK: list[tuple[str, list[Row], str]] = [
 HEALTHY: list[tuple[str, list[Row]]] = [
     ("policy", series(POLICY, {})),
     ("pairs", series(PAIRS, {})),
-    ("k1 below 0 by chance", columns(POLICY, **{"objective/kl": [-1.5, 1.0] * 12})),
+    ("k1 below 0 by chance", columns(POLICY, **{"objective/kl": [-3.0, 1.0] * 12})),
     ("k1 a little below 0", series(POLICY, {"objective/kl": -0.05, "objective/kl_k3": 0.2})),
     ("entropy falls slowly", columns(POLICY, **{"objective/entropy": falling(2.0, 0.9)})),
     ("longer and not better paid", series(POLICY, {"completions/mean_length": 32.0})),
     ("reward and true reward rise", series(POLICY, {"reward": 1.5, "gold": 1.0})),
-    ("true reward falls by noise", columns(POLICY, reward=falling(0.5, 0.9), gold=[0.6, 0.4] * 12)),
+    (
+        "true reward falls by noise",
+        columns(
+            {**POLICY, "reward_std": 0.1},
+            reward=falling(0.5, 0.9),
+            gold=[float(bit) for bit in "110111010011001011011010"],
+        ),
+    ),
     ("the last learning rate is 0", columns(PAIRS, lr=falling(1e-5, 0.0))),
     ("the first gradients are large", columns(PAIRS, grad_norm=[80.0, 40.0, *[1.0] * 22])),
     ("loss of batches", columns(PAIRS, loss=[0.55, 0.7, 0.62] * 8)),

@@ -37,7 +37,7 @@ def test_a_healthy_run_says_so_and_exits_with_0(tmp_path: Path, capsys: pytest.C
 
 def test_a_whole_run_is_examined_stage_by_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage(tmp_path / "sft", stopped="")
-    stage(tmp_path / "dpo", SICK, stopped="")
+    stage(tmp_path / "dpo" / "rounds" / "dpo", SICK, stopped="")
     (tmp_path / "data").mkdir()
     assert call("doctor", str(tmp_path)) == 1
     out = capsys.readouterr().out

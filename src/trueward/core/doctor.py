@@ -41,7 +41,7 @@ def examine(path: Path) -> list[Examined]:
     """Every stage below `path` that has metrics, in the order in which they were begun.
 
     Args:
-        path: folder of a run or stage (it holds metrics.jsonl), or a folder of such folders.
+        path: folder of a stage or round (it holds metrics.jsonl), or any folder above such folders.
 
     Raises:
         RunError: no such folder, or nothing in it has metrics.
@@ -49,21 +49,16 @@ def examine(path: Path) -> list[Examined]:
     """
     if not path.is_dir():
         raise RunError(f"{printable(str(path))} is no folder", remedy="give the folder of a run")
-    if _has_trained(path):
-        return [_examine(path)]
-    below = [child for child in sorted(path.iterdir()) if _has_trained(child)]
+    below = {file.parent for file in path.rglob("metrics.jsonl") if file.is_file()}
+    # A run that died at its first step left a dump alone.
+    below |= {folder.parent for folder in path.rglob("bad_batches") if folder.is_dir()}
     if not below:
         raise RunError(
             f"nothing in {path} has metrics",
-            expected="a metrics.jsonl in the folder or in a folder below it",
+            expected="a metrics.jsonl in the folder or below it",
             remedy="give the folder of a run, or wait for its first step",
         )
-    return sorted((_examine(child) for child in below), key=lambda one: _begun(one.path))
-
-
-def _has_trained(path: Path) -> bool:
-    """Whether a trainer has written there; one that died at its first step left a dump alone."""
-    return (path / "metrics.jsonl").is_file() or (path / "bad_batches").is_dir()
+    return [_examine(folder) for folder in sorted(below, key=lambda folder: (_begun(folder), folder))]
 
 
 def _begun(path: Path) -> str:
