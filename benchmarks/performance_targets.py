@@ -32,6 +32,7 @@ class Target(NamedTuple):
 
 _SFT, _SFT_16 = Target(4.0, 0.4, 1e-5), Target(4.0, 0.4, 1e-4)
 _REWARD, _REWARD_16 = Target(5.0, 0.45, 1e-5), Target(5.0, 0.45, 1e-4)
+_OTHER, _OTHER_16 = Target(4.0, 0.4, 1e-5), Target(4.0, 0.4, 1e-4)
 TRL_TARGETS: Mapping[tuple[str, str, str], Target] = {
     ("135M", "dpo", "float32"): Target(6.0, 0.3, 1e-5),
     ("135M", "dpo", "bfloat16"): Target(6.0, 0.5, 1e-4),
@@ -43,6 +44,8 @@ TRL_TARGETS: Mapping[tuple[str, str, str], Target] = {
     ("small", "reward", "float32"): _REWARD,
     ("135M", "reward", "bfloat16"): _REWARD_16,
     ("small", "reward", "bfloat16"): _REWARD_16,
+    **{(size, method, "float32"): _OTHER for size in ("135M", "small") for method in ("orpo", "kto")},
+    **{(size, method, "bfloat16"): _OTHER_16 for size in ("135M", "small") for method in ("orpo", "kto")},
 }
 """(model, method, precision) -> target."""
 

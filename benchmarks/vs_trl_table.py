@@ -22,7 +22,13 @@ class Floor(NamedTuple):
     loss: float = 1e-4
 
 
-FLOORS: Mapping[str, Floor] = {"sft": Floor(3.0), "reward": Floor(3.0), "dpo": Floor(4.0)}
+FLOORS: Mapping[str, Floor] = {
+    "sft": Floor(3.0),
+    "reward": Floor(3.0),
+    "dpo": Floor(4.0),
+    "orpo": Floor(4.0, 0.4),
+    "kto": Floor(4.0, 0.4),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

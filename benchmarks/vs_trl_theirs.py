@@ -3,7 +3,7 @@
     python -m benchmarks.vs_trl_theirs JOB.json RESULT.json
 TRL tokenises the conversations itself, before the clock starts; the run ends if its ids are not Trueward's.
 Its settings are its own defaults, but for those that fix the comparison: precision, constant learning rate,
-the order of the pairs, no files, no reports.
+the order of the pairs, no files, no reports. ORPO is given the likelihood term of its paper (see `_orpo`).
 """
 
 from collections.abc import Callable
@@ -14,8 +14,11 @@ import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -27,10 +30,31 @@ from trueward.core.errors import DataError
 
 __all__ = ["train"]
 
+
+def _orpo(*args: Any, **kwargs: Any) -> Any:
+    """TRL's ORPO with Trueward's likelihood term, so that losses can be compared.
+
+    TRL takes the likelihood of prompt and answer together, a mean over the tokens of the batch; the paper
+    (eq. 6) that of the answer, a mean over its tokens. TRL's own term is still computed, its backward is not:
+    that is in TRL's favour.
+    """
+    trainer = ORPOTrainer(*args, **kwargs)
+    forward = trainer.concatenated_forward
+
+    def answers_only(*inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
+        chosen_B, rejected_B, chosen_logits, rejected_logits, _ = forward(*inputs, **named)
+        return chosen_B, rejected_B, chosen_logits, rejected_logits, -chosen_B.float().mean()
+
+    trainer.concatenated_forward = answers_only
+    return trainer
+
+
 _TRAINERS: dict[str, tuple[Any, Any]] = {
     "sft": (SFTTrainer, SFTConfig),
     "reward": (RewardTrainer, RewardConfig),
     "dpo": (DPOTrainer, DPOConfig),
+    "orpo": (_orpo, ORPOConfig),
+    "kto": (KTOTrainer, KTOConfig),
 }
 
 
@@ -60,6 +84,11 @@ def _check_ids(method: str, rows: list[Row], dataset: Dataset) -> None:
 def _dataset(method: str, rows: list[Row]) -> Dataset:
     if method == "sft":
         return Dataset.from_list([{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
+    if method == "kto":
+        labelled = [(row, "chosen" if row["desirable"] else "rejected") for row in rows]
+        return Dataset.from_list(
+            [{"prompt": r["prompt"], "completion": r[side], "label": r["desirable"]} for r, side in labelled]
+        )
     return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows])
 
 

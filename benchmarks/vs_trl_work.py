@@ -54,8 +54,8 @@ __all__ = [
     "write_pairs",
 ]
 
-Method = Literal["sft", "reward", "dpo"]
-METHODS: tuple[Method, ...] = ("sft", "reward", "dpo")
+Method = Literal["sft", "reward", "dpo", "orpo", "kto"]
+METHODS: tuple[Method, ...] = ("sft", "reward", "dpo", "orpo", "kto")
 
 _HH = Path("data/anthropic-hh-rlhf/harmless-base-test.jsonl.gz")
 _GPT2 = Path("data/gpt2-tokenizer")
@@ -91,7 +91,8 @@ SIZES: Mapping[str, Size] = {
 """`135M` is SmolLM's shape; `small` has GPT-2's whole vocabulary; `tiny` is for trying the programs out."""
 
 Row = dict[str, Any]
-"""prompt, chosen, rejected as messages; prompt_ids, chosen_ids, rejected_ids as lists of ids."""
+"""prompt, chosen, rejected as messages; prompt_ids, chosen_ids, rejected_ids as lists of ids; desirable: for
+KTO, which takes one answer of each pair: the chosen one as desirable, or the rejected one as not."""
 
 
 class Job(NamedTuple):
@@ -273,21 +274,30 @@ def batches_of(job: Job) -> list[list[int]]:
 
 
 def read_pairs(job: Job) -> list[Row]:
-    """The rows of `pairs.jsonl` that the job's steps use."""
-    return list(islice(read_jsonl(Path(job.work) / "pairs.jsonl"), job.steps * job.batch))
+    """The rows of `pairs.jsonl` that the job's steps use; every second one is desirable."""
+    rows = islice(read_jsonl(Path(job.work) / "pairs.jsonl"), job.steps * job.batch)
+    return [{**row, "desirable": number % 2 == 0} for number, row in enumerate(rows)]
 
 
 def groups_of(job: Job) -> list[TokenGroup]:
-    """The pairs as token groups; for SFT with the chosen answer only."""
-    names = ("chosen_ids",) if job.method == "sft" else ("chosen_ids", "rejected_ids")
+    """The pairs as token groups; for SFT with the chosen answer only, for KTO with one of the two."""
     return [
         TokenGroup(
             tuple(row["prompt_ids"]),
-            tuple(Completion(tuple(row[name]), (True,) * len(row[name])) for name in names),
+            tuple(
+                Completion(tuple(row[name]), (True,) * len(row[name])) for name in _answers(job.method, row)
+            ),
             id=str(number),
         )
         for number, row in enumerate(read_pairs(job))
     ]
+
+
+def _answers(method: str, row: Row) -> tuple[str, ...]:
+    """Names of the answers of a row that a method takes."""
+    if method == "kto":
+        return ("chosen_ids" if row["desirable"] else "rejected_ids",)
+    return ("chosen_ids",) if method == "sft" else ("chosen_ids", "rejected_ids")
 
 
 def real_tokens(groups: Sequence[TokenGroup]) -> int:
@@ -304,4 +314,14 @@ def expected_ids(method: str, row: Row) -> dict[str, list[int]]:
         return {"input_ids": prompt + chosen, "labels": [-100] * len(prompt) + chosen}
     if method == "reward":
         return {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
+    if method == "orpo":
+        return {
+            "prompt_input_ids": prompt,
+            "chosen_input_ids": prompt + chosen,
+            "rejected_input_ids": prompt + rejected,
+            "chosen_labels": [-100] * len(prompt) + chosen,
+        }
+    if method == "kto":
+        (answer,) = _answers(method, row)
+        return {"prompt_ids": prompt, "completion_ids": row[answer]}
     return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}

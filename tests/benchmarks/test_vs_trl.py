@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.vs_trl import ALLOCATORS, SIDES, parse, plan
+from benchmarks.vs_trl_ours import kto_groups
 from benchmarks.vs_trl_table import FLOORS, Floor, Run, compare, loss_difference, table
 from benchmarks.vs_trl_watch import Watch, memory_bytes
 from benchmarks.vs_trl_work import METHODS, Job, batches_of, data_file, expected_ids, groups_of, real_tokens
@@ -107,7 +108,13 @@ def test_each_floor_can_be_missed(change: dict[str, float]) -> None:
 
 
 def test_the_floors_are_those_that_were_set() -> None:
-    assert {"sft": Floor(3.0), "reward": Floor(3.0), "dpo": Floor(4.0)} == FLOORS
+    assert {method: FLOORS[method] for method in ("sft", "reward", "dpo")} == {
+        "sft": Floor(3.0),
+        "reward": Floor(3.0),
+        "dpo": Floor(4.0),
+    }
+    assert FLOORS["orpo"] == FLOORS["kto"] == Floor(4.0, 0.4)
+    assert set(METHODS) == set(FLOORS)
     assert Floor(1.0)[1:] == (0.5, 1e-4)
 
 
@@ -178,6 +185,22 @@ def test_real_tokens_count_a_prompt_once_per_sequence(work: Path) -> None:
     assert real_tokens(groups_of(job(work, "sft"))) == 20
 
 
+def test_kto_takes_one_answer_of_each_pair_and_mismatches_by_the_batch(work: Path) -> None:
+    asked = job(work, "kto")
+    groups = groups_of(asked)
+    # Desirable answers end with 4, the others with 7.
+    assert [group.completions[0].ids[-1] for group in groups] == [4, 7, 4, 7]
+    own, other = kto_groups(asked)
+    for batch in batches_of(asked):
+        answers = [own[i].group.completions[0].ids for i in batch]
+        assert [other[i].completions[0].ids for i in batch] == [answers[-1], *answers[:-1]]
+        assert all(other[i].prompt_ids == own[i].group.prompt_ids for i in batch)
+    assert [item.desirable for item in own] == [True, False, True, False]
+    # Cut where prompt and answer together are too long, as TRL's collator does.
+    _, cut = kto_groups(asked._replace(max_length=4))
+    assert {len(group.completions[0].ids) for group in cut} == {1}
+
+
 def test_every_pair_is_used_once(work: Path) -> None:
     batches = batches_of(job(work))
     assert [len(batch) for batch in batches] == [2, 2]
@@ -190,9 +213,19 @@ def test_every_pair_is_used_once(work: Path) -> None:
         ("sft", {"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}),
         ("reward", {"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5]}),
         ("dpo", {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}),
+        (
+            "orpo",
+            {
+                "prompt_input_ids": [1, 2],
+                "chosen_input_ids": [1, 2, 3],
+                "rejected_input_ids": [1, 2, 4, 5],
+                "chosen_labels": [-100, -100, 3],
+            },
+        ),
+        ("kto", {"prompt_ids": [1, 2], "completion_ids": [4, 5]}),
     ],
-    ids=["sft", "reward", "dpo"],
+    ids=["sft", "reward", "dpo", "orpo", "kto"],
 )
 def test_ids_that_trl_must_have(method: str, expected: dict[str, list[int]]) -> None:
-    row = {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5]}
+    row = {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4, 5], "desirable": False}
     assert expected_ids(method, row) == expected
