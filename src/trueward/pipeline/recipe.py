@@ -229,7 +229,7 @@ class Recipe(Config):
     of its own, in training and evaluation; null sends none."""
     profile: Literal["testbed", "real"] = "real"
     """Which of the charter's gates applies."""
-    release: Literal["sft", "dpo", "ppo", "best"] = "best"
+    release: Literal["sft", "dpo", "kto", "ppo", "best"] = "best"
     """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
     stages: tuple[Stage, ...] = _USUAL_STAGES
     """Stages to run, in this order; all but kto and grpo if nothing is said."""
