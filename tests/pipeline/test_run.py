@@ -89,6 +89,7 @@ def test_the_reward_stage_and_the_evaluation_judge_alike(finished: Path) -> None
     evaluated = _summary(finished / "run")["reward_model"]
     assert evaluated["accuracy"] == pytest.approx(at_its_end["accuracy"])
     assert evaluated["ece"] == pytest.approx(at_its_end["ece"], rel=1e-4)
+    assert 0 <= evaluated["invariance"] < 1e-4
 
 
 def test_resuming_a_finished_run_trains_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from trueward.evals.baselines import (
     longer_answer_baseline,
     verdict,
 )
+from trueward.evals.invariance import InvarianceReport, reward_invariance
 from trueward.evals.kl import KLReport, kl_to_ref
 from trueward.evals.retention import HeldOut, Retention, accuracy_ratio, compare_held_out, held_out
 from trueward.evals.reward_model import RewardModelReport, evaluate_reward_model, pair_outcomes
@@ -20,6 +21,7 @@ __all__ = [
     "Baseline",
     "GapRecovered",
     "HeldOut",
+    "InvarianceReport",
     "Judge",
     "KLReport",
     "Retention",
@@ -37,6 +39,7 @@ __all__ = [
     "longer_answer_baseline",
     "pair_outcomes",
     "performance_gap_recovered",
+    "reward_invariance",
     "verdict",
     "win_rate_report",
 ]

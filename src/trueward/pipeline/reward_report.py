@@ -1,4 +1,5 @@
-"""How right the reward model is on held-out pairs: accuracy, calibration, and baselines to beat."""
+"""How right the reward model is on held-out pairs: accuracy, calibration, baselines to beat, and whether its
+scores depend on how texts are batched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from trueward.evals import (
     chance_baseline,
     fit_bag_of_words,
     longer_answer_baseline,
+    reward_invariance,
     verdict,
 )
 from trueward.models.load import LoadedModel
@@ -24,6 +26,9 @@ from trueward.pipeline.training import tokenised
 from trueward.pipeline.workspace import Workspace
 
 __all__ = ["RewardMeasured", "measure_reward"]
+
+# Pairs scored alone and in company: enough for rows of every length.
+_INVARIANCE_PAIRS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +73,16 @@ def measure_reward(
         ),
     ]
     best = max(baselines, key=lambda b: b.accuracy.value)
+    invariance = reward_invariance(
+        scorer.model,
+        groups[:_INVARIANCE_PAIRS],
+        max_tokens_per_forward=workspace.recipe.eval.max_tokens_per_forward,
+    )
     metrics = {
         "rm_accuracy": report.accuracy,
         "rm_accuracy_margin_over_best_baseline": paired_difference(report.outcomes, best.outcomes),
         "rm_ece": Estimate(report.ece, report.ece, report.ece, len(records)),
+        "rm_invariance": invariance.estimate(),
     }
     if report.gold_accuracy is not None:
         metrics["rm_gold_accuracy"] = report.gold_accuracy
@@ -80,6 +91,7 @@ def measure_reward(
             "accuracy": report.accuracy._asdict(),
             "gold_accuracy": report.gold_accuracy._asdict() if report.gold_accuracy else None,
             "ece": report.ece,
+            "invariance": invariance.largest,
             "bins": [bar._asdict() for bar in report.bins],
             "baselines": [_baseline(b) for b in baselines],
             "verdict": verdict(report, baselines),

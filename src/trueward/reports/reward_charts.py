@@ -52,6 +52,8 @@ def reliability_panel(model: RewardModel | None) -> Panel:
         f"On the dashed line confidence equals accuracy; larger dots hold more pairs. "
         f"Expected calibration error {model.ece:.3f}."
     )
+    if model.invariance is not None:
+        caption += f" Scored alone and in company, a text's score differs by at most {model.invariance:.2g}."
     return panel("reliability", title, caption, [ideal, gaps, line, dots], height=300)
 
 

@@ -101,6 +101,7 @@ class RewardModel(Config):
     accuracy: Figure
     gold_accuracy: Figure | None = None
     ece: Finite
+    invariance: Finite | None = None
     bins: tuple[Bin, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     verdict: str = ""
