@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from trueward.core.files import write_json
 from trueward.core.seed import derive_seed, generator
+from trueward.core.stats import paired_difference
 from trueward.data.chat import TokenGroup, tokenise_many
 from trueward.data.records import Comparison, Prompt
 from trueward.evals import GapRecovered, fit_bag_of_words, pair_outcomes, performance_gap_recovered
@@ -31,15 +32,18 @@ from trueward.testbed.responses import WEB, draw_author, respond
 from trueward.trainers import (
     RewardPair,
     RewardSettings,
+    TrainResult,
     TrainSettings,
     WeakToStrongSettings,
     score_pairs,
     train_reward,
     train_weak_to_strong,
 )
+from trueward.trainers.loop import json_figures
 
 __all__ = ["SUPERVISORS", "Pairs", "main", "make_pairs"]
 
+_SCHEMA = "trueward.weak_to_strong/1"
 _BUDGET = 16384
 STUDENT = TrainSettings(lr=1e-3, batch_size=32, steps=150, schedule="linear", adam_beta2=0.99, log_every=10)
 TINY = TrainSettings(lr=3e-3, batch_size=32, steps=150, schedule="linear", adam_beta2=0.99, log_every=10)
@@ -95,6 +99,11 @@ def _judge(model: PreTrainedModel) -> Judge:
     return margins
 
 
+def _finished(result: TrainResult) -> None:
+    if result.interrupted:
+        raise KeyboardInterrupt("half a training measures nothing")
+
+
 def _words(loaded: LoadedModel, known: Pairs, folder: Path, seed: int) -> Judge:
     """Logistic regression on the words of the replies; it does not read the prompt."""
     first, second = [r.chosen for r in known.records], [r.rejected for r in known.records]
@@ -110,13 +119,14 @@ def _tiny(loaded: LoadedModel, known: Pairs, folder: Path, seed: int) -> Judge:
     """A reward model of one layer of width 32 that has read nothing before."""
     shape = TINY_SHAPE.model_copy(update={"seed": seed % 2**31})
     model = reward_from_causal(new_llama(loaded.tokenizer, shape), loaded.tokenizer, seed=seed)
-    train_reward(
+    result = train_reward(
         model,
         known.labelled(known.first_better),
         settings=TINY.model_copy(update={"seed": seed}),
         reward=RewardSettings(),
         folder=folder,
     )
+    _finished(result)
     return _judge(model)
 
 
@@ -128,7 +138,8 @@ def _student(
 ) -> Judge:
     model = reward_from_causal(loaded.model, loaded.tokenizer, seed=seed)
     settings = STUDENT.model_copy(update={"seed": seed})
-    train_weak_to_strong(model, pairs, settings=settings, confidence=confidence, folder=folder)
+    result = train_weak_to_strong(model, pairs, settings=settings, confidence=confidence, folder=folder)
+    _finished(result)
     return _judge(model)
 
 
@@ -142,6 +153,11 @@ def _line(name: str, gap: GapRecovered) -> str:
         f"{name:24s} weak {gap.weak.shown(3)}  student {gap.strong.shown(3)}  "
         f"ceiling {gap.ceiling.shown(3)}  PGR {gap.recovered.shown()}  n {gap.recovered.n}"
     )
+
+
+def _json(gap: GapRecovered) -> dict[str, object]:
+    estimates = {"pgr": gap.recovered, "weak": gap.weak, "student": gap.strong, "ceiling": gap.ceiling}
+    return {name: json_figures(e._asdict()) for name, e in estimates.items()} | {"undefined": gap.undefined}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,21 +192,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         margins = torch.tensor(judge(labelled), dtype=torch.float64)
         right = np.mean(pair_outcomes(margins.numpy(), labelled.first_better))
         print(f"{weak}: {right:.3f} of its labels are right")
+        taught: list[list[float]] = []
         for name, how in STUDENTS.items():
             outcomes = student(labelled.labelled(torch.sigmoid(margins).tolist()), how, f"{weak}, {name}")
+            taught.append(outcomes)
             gap = performance_gap_recovered(_outcomes(judge, held), outcomes, ceiling, seed=seed)
             results[f"{weak}, {name}"] = gap
             print(_line(f"{weak}, {name}", gap), flush=True)
+        print(f"confidence loss - imitation: {paired_difference(taught[1], taught[0], seed=seed).shown(3)}")
     seconds = time.monotonic() - started_s
     print(f"{seconds:.0f} s")
-    rows = {
-        name: {key: value._asdict() for key, value in gap._asdict().items() if key != "undefined"}
-        | {"undefined": gap.undefined}
-        for name, gap in results.items()
-    }
-    write_json(
-        given.out / "results.json", {"schema": "trueward.weak_to_strong/1", "seconds": seconds, "rows": rows}
-    )
+    rows = {name: _json(gap) for name, gap in results.items()}
+    write_json(given.out / "results.json", {"schema": _SCHEMA, "seconds": seconds, "rows": rows})
 
 
 if __name__ == "__main__":

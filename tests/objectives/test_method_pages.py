@@ -10,7 +10,9 @@ from trueward.objectives import POLICY_GRADIENT_METHODS
 FOLDER = Path(__file__).parents[2] / "docs" / "methods"
 
 
-@pytest.mark.parametrize("page", ["sft", "reward-model", "dpo", "preference", "kto", "ppo", "policy-gradient"])
+@pytest.mark.parametrize(
+    "page", ["sft", "reward-model", "dpo", "preference", "kto", "ppo", "policy-gradient", "weak-to-strong"]
+)
 def test_snippets_run(page: str) -> None:
     text = (FOLDER / f"{page}.md").read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
