@@ -28,6 +28,10 @@ POLICY: dict[str, Any] = {
     "mismatch/kl_k3": 1e-6,
     "mismatch/corrected": 0.0,
     "verifier/error_share": 0.0,
+    "cost": 0.2,
+    "constraint/slack": 0.05,
+    "constraint/lambda": 1.0,
+    "cost/value_explained_variance": 0.2,
     "loss": 0.01,
     "grad_norm": 1.0,
     "lr": 1e-5,
@@ -79,6 +83,16 @@ SICK: list[tuple[str, list[Row], str]] = [
     ("equal rewards", series(POLICY, {"reward_std": 0.0}), "all completions get the same score"),
     ("groups without advantage", series(POLICY, {"group/zero_variance_share": 0.95}), "in 95% of the groups"),
     ("blind values", series(POLICY, {"value_explained_variance": -0.5}), "less than a constant would"),
+    (
+        "blind values of the cost",
+        series(POLICY, {"cost/value_explained_variance": 0.0}),
+        "values of the cost explain 0.00",
+    ),
+    (
+        "constraint missed",
+        series(POLICY, {"cost": 0.4, "constraint/slack": -0.15, "constraint/lambda": 3.0}),
+        "mean cost 0.4 at the end, at most 0.25 allowed",
+    ),
     ("length grows", series(POLICY, {"completions/mean_length": 50.0}), "grew from 20 to 50 tokens"),
     (
         "length grows",
@@ -141,6 +155,7 @@ HEALTHY: list[tuple[str, list[Row]]] = [
     ("pairs", series(PAIRS, {})),
     ("k1 below 0 by chance", columns(POLICY, **{"objective/kl": [-3.0, 1.0] * 12})),
     ("k1 a little below 0", series(POLICY, {"objective/kl": -0.05, "objective/kl_k3": 0.2})),
+    ("the cost hovers about its bound", columns(POLICY, **{"constraint/slack": [-0.2, 0.1] * 12})),
     ("entropy falls slowly", columns(POLICY, **{"objective/entropy": falling(2.0, 0.9)})),
     ("longer and not better paid", series(POLICY, {"completions/mean_length": 32.0})),
     ("reward and true reward rise", series(POLICY, {"reward": 1.5, "gold": 1.0})),
@@ -207,6 +222,9 @@ def test_the_bounds_of_a_rule_are_those_of_the_run() -> None:
     assert "above the budget of 2" in over.seen
     (cut,) = diagnosis(series(POLICY, {"completions/clipped_ratio": 0.5}), Bounds.of(config)).findings
     assert "max_new_tokens (64)" in cut.seen
+    missed = series(POLICY, {"cost": 0.4, "constraint/slack": -0.15, "constraint/lambda": 3.0})
+    (held,) = diagnosis(missed, Bounds.of({"constraint": {"max_lambda": 3.0}})).findings
+    assert held.remedy == "raise max_lambda"
     displaced = series(PAIRS, {"logps/chosen_per_token_change": -0.4, "rewards/margins": 2.0})
     assert diagnosis(displaced, Bounds(displacement_limit=0.5)).findings == ()
 

@@ -51,12 +51,14 @@ class Bounds:
     max_new_tokens: tokens; None where it is not known.
     max_sampler_gap: nats.
     displacement_limit: nats per token.
+    max_lambda: largest price of a constraint's cost; None where it has none.
     """
 
     kl_budget: float | None = None
     max_new_tokens: int | None = None
     max_sampler_gap: float = 0.02
     displacement_limit: float = 0.1
+    max_lambda: float | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:

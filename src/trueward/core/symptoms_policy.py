@@ -93,14 +93,14 @@ def _equal_groups(seen: History) -> Finding | None:
     )
 
 
-def _blind_values(seen: History) -> Finding | None:
-    explained = seen.last("value_explained_variance")
+def _blind_values(seen: History, *, name: str, what: str) -> Finding | None:
+    explained = seen.last(name)
     if explained > 0:
         return None
     return Finding(
-        "blind values",
-        seen.step("value_explained_variance"),
-        f"the values explain {explained:.2f} of the returns' variance",
+        f"blind {what}",
+        seen.step(name),
+        f"the {what} explain {explained:.2f} of the returns' variance",
         "no more than or less than a constant would, so advantages are noisier than without them",
         "raise value_lr_scale, or use value_backbone: separate",
     )
@@ -190,6 +190,22 @@ def _reward_falls(seen: History) -> Finding | None:
     )
 
 
+def _constraint(seen: History) -> Finding | None:
+    cost, slack = seen.last("cost"), seen.last("constraint/slack")
+    if slack + seen.noise("constraint/slack") >= 0:
+        return None
+    price, highest = seen.series("constraint/lambda").values[-1], seen.bounds.max_lambda
+    held = highest is not None and price >= highest * (1 - 1e-9)
+    return Finding(
+        "constraint missed",
+        seen.step("constraint/slack"),
+        f"the constraint is missed: mean cost {cost:.3g} at the end, at most {cost + slack:.3g} allowed",
+        f"the policy that comes out breaks the bound it was trained under; lambda ended at {price:.3g}"
+        + (", its upper bound" if held else ""),
+        "raise max_lambda" if held else "raise lambda_lr, init_lambda or iterations",
+    )
+
+
 def _sampler_gap(seen: History) -> Finding | None:
     steps, gaps = seen.series("sampler_gap/max")
     largest, limit = max(gaps), seen.bounds.max_sampler_gap
@@ -246,6 +262,7 @@ def _verifier_errors(seen: History) -> Finding | None:
 
 
 _KL = ("objective/kl", "objective/kl_k3")
+_VALUES = {"value_explained_variance": "values", "cost/value_explained_variance": "values of the cost"}
 _SCORES = ("reward", "reward_std")
 # What stands for the aim better than the score of the training prompts does.
 _TRUER = {"gold": "true reward", "eval/gold": "held-out true reward", "eval/reward": "held-out reward"}
@@ -257,7 +274,10 @@ POLICY_RULES: tuple[Rule, ...] = (
     Rule("entropy collapse", ("objective/entropy",), _collapsed, rows=4),
     Rule("equal rewards", ("reward_std",), _equal_rewards),
     Rule("groups without advantage", ("group/zero_variance_share",), _equal_groups),
-    Rule("blind values", ("value_explained_variance",), _blind_values, rows=5),
+    *(
+        Rule(f"blind {what}", (name,), partial(_blind_values, name=name, what=what), rows=5)
+        for name, what in _VALUES.items()
+    ),
     Rule("length grows", ("completions/mean_length", "reward"), _longer, rows=4),
     Rule("truncated completions", ("completions/clipped_ratio",), _cut_off),
     Rule("clip fraction", ("clip_ratio/mean",), _clipped),
@@ -267,6 +287,7 @@ POLICY_RULES: tuple[Rule, ...] = (
         for name, what in _TRUER.items()
     ),
     Rule("reward falls", _SCORES, _reward_falls, rows=4),
+    Rule("constraint missed", ("cost", "constraint/slack", "constraint/lambda"), _constraint),
     Rule("sampler and trainer disagree", ("sampler_gap/max",), _sampler_gap),
     Rule("off-policy samples", ("mismatch/kl_k3",), _mismatch),
     Rule("many corrected weights", ("mismatch/corrected",), _corrected),

@@ -34,7 +34,7 @@ from trueward.trainers.loop import (
     open_checkpoint,
 )
 from trueward.trainers.optim import build_optimizer, trainable
-from trueward.trainers.ppo_constraint import constraint_warnings, initial_log_lambda, priced
+from trueward.trainers.ppo_constraint import initial_log_lambda, priced
 from trueward.trainers.ppo_ptx import PtxObjective, demonstrations_of_step
 from trueward.trainers.ppo_rollout import Drawn, Environment, Learning, advantages_of, draw
 from trueward.trainers.ppo_settings import PPOSettings
@@ -155,7 +155,7 @@ def train_ppo(
         skipped=state.skipped,
         seconds=time.monotonic() - started_s,
         resumed_from=state.resumed_from,
-        warnings=(*warnings_of(folder, settings), *constraint_warnings(folder, settings)),
+        warnings=warnings_of(folder, settings),
         stopped=ended or "",
     )
 

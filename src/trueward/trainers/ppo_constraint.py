@@ -7,18 +7,14 @@ Axes: C critics (the reward's, then the cost's where there is one), B completion
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from trueward.core.files import read_jsonl
 from trueward.objectives import lagrangian_advantages, update_log_lambda
 from trueward.trainers.ppo_settings import PPOSettings
 
-__all__ = ["Priced", "constraint_warnings", "initial_log_lambda", "mixed_advantages", "priced"]
-
-_JUDGED = 5
+__all__ = ["Priced", "initial_log_lambda", "mixed_advantages", "priced"]
 
 
 class Priced(NamedTuple):
@@ -64,24 +60,3 @@ def mixed_advantages(advantages_CBT: Tensor, log_lambda: float | None) -> Tensor
         return advantages_CBT[0]
     reward_BT, cost_BT = advantages_CBT
     return lagrangian_advantages(reward_BT, cost_BT, log_lambda=log_lambda)
-
-
-def constraint_warnings(folder: Path, settings: PPOSettings) -> tuple[str, ...]:
-    """Whether the constraint was met, judged by the last iterations in metrics.jsonl; a sentence where it was
-    not."""
-    bound = settings.constraint
-    if bound is None:
-        return ()
-    last = list(read_jsonl(folder / "metrics.jsonl"))[-_JUDGED:]
-    if not last:
-        return ()
-    cost = sum(row["cost"] for row in last) / len(last)
-    if cost <= bound.threshold:
-        return ()
-    price = last[-1]["constraint/lambda"]
-    held = bound.max_lambda is not None and price >= bound.max_lambda * (1 - 1e-9)
-    return (
-        f"the constraint is missed: mean cost {cost:.3g} in the last {len(last)} iterations, at most "
-        f"{bound.threshold:g} allowed; lambda ended at {price:.3g}"
-        + (", its upper bound: raise max_lambda" if held else ": raise lambda_lr, init_lambda or iterations"),
-    )
