@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.performance_charts import cost_chart, growth_chart
-from benchmarks.performance_targets import DECODE_TARGETS, TRL_TARGETS, UTILISATION_TARGETS, Target
+from benchmarks.performance_targets import (
+    DECODE_TARGETS,
+    PPO_TARGET,
+    TRL_TARGETS,
+    UTILISATION_TARGETS,
+    Target,
+)
 from benchmarks.results import Line
 from trueward.core.errors import DataError
 from trueward.core.files import write_text
@@ -125,6 +131,45 @@ def _decode(lines: Sequence[Line]) -> str:
     return markdown(head, rows)
 
 
+def _ppo(lines: Sequence[Line]) -> str:
+    cells = (
+        "model,policy,threads,pairs,s an iteration,four models,speed,by CPU time,memory GiB,four models,ratio"
+    )
+    head = [
+        *cells.split(","),
+        "of LoRA alone",
+        "of the policy alone",
+        "first updates",
+        "same texts",
+        "target",
+    ]
+    rows = []
+    for line in lines:
+        _, size, policy, threads = line.name.split("/")
+        v = line.values
+        rows.append(
+            [
+                size,
+                policy,
+                threads.split()[0],
+                str(v["pairs"]),
+                f"{v['iteration_s']:.2f}",
+                f"{v['peer_iteration_s']:.2f}",
+                f"{v['speed']:.2f}x",
+                f"{v['cpu_speed']:.2f}x",
+                f"{v['memory_gib']:.2f}",
+                f"{v['peer_memory_gib']:.2f}",
+                f"{v['peer_memory']:.2f}",
+                f"{v['memory']:.2f}",
+                f"{v['alone_memory']:.2f}",
+                f"{v['loss_difference']:.1e}",
+                "yes" if v["texts_equal"] else "no",
+                _verdict(PPO_TARGET if size == "135M" else None, v),
+            ]
+        )
+    return markdown(head, rows)
+
+
 def _ablation(lines: Sequence[Line]) -> str:
     tables = []
     for line in lines:
@@ -201,6 +246,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
     "trl": ("trl", _trl),
     "utilisation": ("trl", _utilisation),
     "decode": ("decode", _decode),
+    "ppo": ("ppo", _ppo),
     "ablation": ("ablation", _ablation),
     "growth": ("growth", _growth),
     "cost": ("cost", _cost),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["DECODE_TARGETS", "TRL_TARGETS", "UTILISATION_TARGETS", "Target"]
+__all__ = ["DECODE_TARGETS", "PPO_TARGET", "TRL_TARGETS", "UTILISATION_TARGETS", "Target"]
 
 
 class Target(NamedTuple):
@@ -51,6 +51,10 @@ TRL_TARGETS: Mapping[tuple[str, str, str], Target] = {
 
 DECODE_TARGETS: Mapping[str, Target] = {"float32": Target(2.0, 1.0, None), "bfloat16": Target(4.0, 1.0, None)}
 """Precision -> target against `generate`."""
+
+PPO_TARGET = Target(2.0, 1.3, 1e-4)
+"""135M: speed against four models, memory against LoRA training of the policy alone, and how far the first
+updates may lie apart (norm of the difference over norm)."""
 
 UTILISATION_TARGETS: Mapping[tuple[str, str, str], float] = {
     ("135M", "dpo", "float32"): 0.65,

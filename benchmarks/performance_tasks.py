@@ -1,6 +1,7 @@
 """The lines of the performance page and how each is measured: pairs of runs in processes of their own.
 
-Not here: what the processes do (vs_trl_ours, vs_trl_theirs, decode, ablation, growth, cost, tried).
+Not here: what the processes do (vs_trl_ours, vs_trl_theirs, decode, ppo_roles, ablation, growth, cost,
+tried).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from benchmarks.ablation import ALL_ON, DECODING, TRAINING, AblationJob
 from benchmarks.cost import AXES, CostJob, points
 from benchmarks.decode import DecodeJob
 from benchmarks.growth import STAGES, GrowthJob, write_rows
+from benchmarks.ppo_roles import RolesJob, relative_difference, write_rewards
 from benchmarks.process import run_module
 from benchmarks.tried import TRIALS, TriedJob
 from benchmarks.vs_trl import Case, measure
@@ -148,6 +150,77 @@ def _common(first: list[int], second: list[int]) -> int:
     )
 
 
+def _ppo(asked: Namespace) -> Iterator[Task]:
+    for size in asked.models:
+        for policy in ("full", "lora"):
+            yield Task(f"ppo/{size}/{policy}/1 thread", _four_roles(asked, size, policy))
+
+
+def _four_roles(asked: Namespace, size: str, policy: str) -> Callable[[Workplace], Mapping[str, Any]]:
+    def measured(place: Workplace) -> Mapping[str, Any]:
+        folder = place.model(size)
+        write_rewards(folder)
+        job = RolesJob(
+            layout="one backbone",
+            policy=policy,
+            work=str(folder),
+            iterations=max(3, asked.steps),
+            prompts=asked.batch,
+            new_tokens=asked.new_tokens,
+            forward_tokens=asked.forward_tokens or 16384,
+        )
+        jobs = {
+            "one": job,
+            "four": job._replace(layout="four models"),
+            "alone": job._replace(layout="alone"),
+            "lora alone": job._replace(layout="alone", policy="lora"),
+        }
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+        for _ in range(asked.rounds):
+            for name, each in jobs.items():
+                runs[name].append(run_module("benchmarks.ppo_roles", each._asdict(), folder))
+        return {**_roles_figures(runs), "parameters": place.parameters[size], "prompts": asked.batch,
+                "new_tokens": asked.new_tokens}  # fmt: skip
+
+    return measured
+
+
+def _roles_figures(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Ratios pair by pair, then medians. Time is that of the iterations after the first."""
+    one, four = runs["one"], runs["four"]
+
+    def each_s(run: Mapping[str, Any], clock: str) -> float:
+        ends = run[clock]
+        return float(ends[-1] - ends[0]) / (len(ends) - 1)
+
+    def gib(run: Mapping[str, Any]) -> float:
+        return float(run["peak_bytes"] - run["loaded_bytes"]) / GIB
+
+    def memory(name: str) -> float:
+        return median(gib(a) / gib(b) for a, b in zip(one, runs[name], strict=True))
+
+    return {
+        "pairs": len(one),
+        "iteration_s": median(each_s(run, "ends_s") for run in one),
+        "peer_iteration_s": median(each_s(run, "ends_s") for run in four),
+        "speed": median(each_s(b, "ends_s") / each_s(a, "ends_s") for a, b in zip(one, four, strict=True)),
+        "cpu_speed": median(
+            each_s(b, "ends_cpu_s") / each_s(a, "ends_cpu_s") for a, b in zip(one, four, strict=True)
+        ),
+        "memory_gib": median(map(gib, one)),
+        "peer_memory_gib": median(map(gib, four)),
+        "alone_gib": median(map(gib, runs["alone"])),
+        "lora_alone_gib": median(map(gib, runs["lora alone"])),
+        "peer_memory": memory("four"),
+        "alone_memory": memory("alone"),
+        "memory": memory("lora alone"),
+        "loss_difference": max(
+            relative_difference(a["moved"], b["moved"]) for a, b in zip(one, four, strict=True)
+        ),
+        "texts_equal": all(a["ids"] == b["ids"] for a, b in zip(one, four, strict=True)),
+    }
+
+
 def _ablation(asked: Namespace) -> Iterator[Task]:
     for size in asked.models:
         for kind, variants in (("training", TRAINING), ("decoding", DECODING)):
@@ -251,6 +324,7 @@ def _start(asked: Namespace) -> Iterator[Task]:
 PARTS: Mapping[str, Callable[[Namespace], Iterator[Task]]] = {
     "trl": _trl,
     "decode": _decode,
+    "ppo": _ppo,
     "ablation": _ablation,
     "growth": _growth,
     "cost": _cost,

@@ -59,6 +59,23 @@ EVERY_PART = [
         equal_share=0.9,
     ),
     line(
+        "ppo/135M/lora/1 thread",
+        pairs=5,
+        iteration_s=2.0,
+        peer_iteration_s=5.0,
+        speed=2.5,
+        cpu_speed=2.4,
+        memory_gib=1.3,
+        peer_memory_gib=4.0,
+        alone_gib=1.0,
+        lora_alone_gib=1.0,
+        peer_memory=0.33,
+        alone_memory=1.4,
+        memory=1.4,
+        loss_difference=1e-6,
+        texts_equal=True,
+    ),
+    line(
         "ablation/small/training",
         pairs=5,
         lines=[
@@ -146,6 +163,7 @@ def test_every_part_has_its_table_with_source_and_verdict() -> None:
     assert "6x, 0.3, 1e-05: met |" in found["trl"] and "70% of 100 GFLOP/s" in found["trl"]
     assert "| 70% | 65%: met |" in found["utilisation"]
     assert "2x, 1, equal text: missed (text) |" in found["decode"]
+    assert "| 2.50x | 2.40x |" in found["ppo"] and "2x, 1.3, 1e-04: missed (memory) |" in found["ppo"]
     assert "without s not supported" in found["tried"] and "5 s: missed" in found["start"]
     # The smaller file first, though 10,000 sorts before 1,000.
     assert found["growth"].index("| 1,000 |") < found["growth"].index("| 10,000 |")
