@@ -89,6 +89,7 @@ for _name, _unit, _meaning in [
     ("constraint/slack", "1", "threshold - mean cost; below 0 the constraint is violated"),
     ("cost/value_loss", "1", "clipped value loss of the cost's value function, token mean"),
     ("cost/value_explained_variance", "1", "value_explained_variance of the cost's value function"),
+    ("step_accuracy", "1", "share of labelled steps that a process reward model judges as their label does"),
     ("ptx_loss", "nats/token", "negative log-likelihood of the demonstrations that are mixed in"),
     ("value_explained_variance", "1", "1 - Var(return - value) / Var(return)"),
     ("clip_ratio/mean", "1", "share of tokens whose ratio was clipped"),
