@@ -81,7 +81,9 @@ def _trl(lines: Sequence[Line]) -> str:
                 f"{v['memory']:.2f}",
                 f"{v['total_memory']:.2f}",
                 f"{v['loss_difference']:.1e}",
-                f"{v['utilisation']:.0%} of {v['matmul_gflops_per_s']:.0f} GFLOP/s",
+                f"{v['utilisation']:.0%} of {v['matmul_gflops_per_s']:.0f} GFLOP/s"
+                if v["utilisation"]
+                else "-",
                 _verdict(TRL_TARGETS.get((size, method, precision)), v),
             ]
         )

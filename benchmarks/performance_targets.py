@@ -44,6 +44,8 @@ TRL_TARGETS: Mapping[tuple[str, str, str], Target] = {
     ("small", "reward", "float32"): _REWARD,
     ("135M", "reward", "bfloat16"): _REWARD_16,
     ("small", "reward", "bfloat16"): _REWARD_16,
+    ("135M", "grpo", "float32"): Target(3.0, 0.8, 1e-5),
+    ("small", "grpo", "float32"): Target(4.0, 0.45, 1e-5),
     **{(size, method, "float32"): _OTHER for size in ("135M", "small") for method in ("orpo", "kto")},
     **{(size, method, "bfloat16"): _OTHER_16 for size in ("135M", "small") for method in ("orpo", "kto")},
 }

@@ -21,7 +21,7 @@ from benchmarks.process import run_module
 from benchmarks.tried import TRIALS, TriedJob
 from benchmarks.vs_trl import Case, measure
 from benchmarks.vs_trl_table import Run, compare
-from benchmarks.vs_trl_work import Job, Method, groups_of
+from benchmarks.vs_trl_work import Job, Method, batch_of, groups_of
 from benchmarks.workplace import Workplace
 from trueward.models.packing import count_tokens
 
@@ -70,16 +70,18 @@ def _comparison(
             method=method,
             work=str(folder),
             steps=asked.steps,
-            batch=asked.batch,
+            batch=batch_of(method, asked.batch),
             max_length=asked.max_length,
             lr=5e-5,
             threads=threads,
             checkpointing=False,
             precision=precision,
+            new_tokens=asked.new_tokens,
         )
         if asked.forward_tokens:
-            # A pair is never cut, so its largest one is the least a forward can take.
-            largest = max(map(count_tokens, groups_of(job)))
+            # A group is never cut, so the largest one is the least a forward can take.
+            drawn = job.completions * job.new_tokens if method == "grpo" else 0
+            largest = max(map(count_tokens, groups_of(job))) + drawn
             job = job._replace(forward_tokens=max(asked.forward_tokens, largest))
         theirs = job._replace(checkpointing=asked.peer_recomputes == "yes")
         row, _ = measure(
@@ -88,7 +90,7 @@ def _comparison(
         return {
             **_figures(row),
             "steps": asked.steps,
-            "batch": asked.batch,
+            "batch": job.batch,
             "max_length": asked.max_length,
             "forward_tokens": job.forward_tokens,
             "parameters": place.parameters[size],

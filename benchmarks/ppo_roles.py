@@ -80,7 +80,7 @@ def write_rewards(folder: Path) -> None:
         for parameter in trainable(adapted).values():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=rng))
     save_reward_adapter(adapted, base.tokenizer, folder / "adapter", base_hash=base.hash)
-    save_reward(adapted.merge_and_unload(), base.tokenizer, folder / "merged")  # type: ignore[operator]
+    save_reward(adapted.merge_and_unload(), base.tokenizer, folder / "merged")
 
 
 def _groups(job: RolesJob) -> list[TokenGroup]:

@@ -1,4 +1,4 @@
-"""Trueward against TRL: SFT, reward modelling and DPO on the same pairs, weights, batch and precision.
+"""Trueward against TRL: six methods on the same pairs, weights, batch and precision.
 
     python -m benchmarks.vs_trl --method all --rounds 2
 Runs alternate, Trueward then TRL, each in a process of its own, so that both see the same machine and memory
@@ -21,6 +21,7 @@ from benchmarks.vs_trl_work import (
     METHODS,
     Job,
     Size,
+    batch_of,
     batches_of,
     data_file,
     groups_of,
@@ -87,7 +88,7 @@ def plan(asked: argparse.Namespace, work: Path) -> list[Case]:
             method=method,
             work=str(work),
             steps=asked.steps,
-            batch=asked.batch,
+            batch=batch_of(method, asked.batch),
             max_length=asked.max_length,
             lr=asked.lr,
             threads=asked.threads,

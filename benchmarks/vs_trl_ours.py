@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from benchmarks.peak import training_flops
+from benchmarks.vs_trl_group import train_groups
 from benchmarks.vs_trl_watch import Watch, run
 from benchmarks.vs_trl_work import Job, batches_of, groups_of, read_pairs, settings_of
 from trueward.core.files import read_jsonl
@@ -88,8 +89,12 @@ def _kto(job: Job, model: PreTrainedModel, groups: list[TokenGroup], watch: Watc
         max_tokens_per_forward=settings.max_tokens_per_forward,
         precision=job.precision,
     )
-    rows = zip(own, logps[: len(own)], other, logps[len(own) :], strict=True)
-    examples = [UnpairedExample(item.group, item.desirable, ref, *rest) for item, ref, *rest in rows]
+    examples = [
+        UnpairedExample(item.group, item.desirable, ref, mismatched, ref_mismatched)
+        for item, ref, mismatched, ref_mismatched in zip(
+            own, logps[: len(own)], other, logps[len(own) :], strict=True
+        )
+    ]
     objective = UnpairedObjective(UnpairedSettings(method="kto", beta=0.1))
     train_items(model, objective=objective, items=examples, settings=settings, folder=folder, bar=watch)
 
@@ -119,6 +124,10 @@ def _flops(job: Job, model: PreTrainedModel) -> float:
 def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
     """Train on the job's pairs; the last checkpoint is written after the last step and not timed."""
     folder = Path(job.work) / f"run-trueward-{job.method}-{time.time_ns()}"
+    if job.method == "grpo":
+        tokenizer = AutoTokenizer.from_pretrained(Path(job.work) / "causal")
+        train_groups(job, model, watch, int(tokenizer.eos_token_id))
+        return
     groups = groups_of(job)
     watch.start()
     _TRAINERS[job.method](job, model, groups, watch, folder)

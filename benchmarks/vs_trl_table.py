@@ -28,6 +28,7 @@ FLOORS: Mapping[str, Floor] = {
     "dpo": Floor(4.0),
     "orpo": Floor(4.0, 0.4),
     "kto": Floor(4.0, 0.4),
+    "grpo": Floor(3.0, 0.8),
 }
 
 
@@ -39,6 +40,7 @@ class Run:
     peak_bytes: highest memory of the process while it trained; loaded_bytes: before, with the model loaded.
     model_flops: operations of the products that the tokens need (0 for TRL, whose tokens are not counted);
     matmul_flops_per_s: what the machine reaches in that precision, measured after training.
+    tokens: real tokens of sequences that the run drew itself; 0 where they were given.
     """
 
     seconds: float
@@ -48,6 +50,7 @@ class Run:
     peak_bytes: int
     model_flops: float = 0.0
     matmul_flops_per_s: float = math.inf
+    tokens: int = 0
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "Run":
@@ -60,6 +63,7 @@ class Run:
             peak_bytes=result["peak_bytes"],
             model_flops=result["model_flops"],
             matmul_flops_per_s=result["matmul_flops_per_s"],
+            tokens=result.get("tokens", 0),
         )
 
     @property
@@ -119,7 +123,7 @@ def compare(
     Args:
         setting: the settings of both sides, in words.
         ours, theirs: in the order they ran: pair i is (ours[i], theirs[i]).
-        tokens: real tokens of a run, the same for both sides.
+        tokens: real tokens of a run, the same for both sides; runs that drew theirs have their own count.
 
     Raises:
         ValueError: no pairs, or not as many runs of either side.
@@ -128,14 +132,18 @@ def compare(
         raise ValueError(f"{len(ours)} runs against {len(theirs)} make no pairs")
     pairs = list(zip(ours, theirs, strict=True))
     gib = float(1 << 30)
+
+    def count(run: Run) -> int:
+        return run.tokens or tokens
+
     return Comparison(
         method=method,
         setting=setting,
         pairs=len(pairs),
-        tokens_per_s=median(tokens / run.seconds for run in ours),
-        peer_tokens_per_s=median(tokens / run.seconds for run in theirs),
-        speed=median(b.seconds / a.seconds for a, b in pairs),
-        cpu_speed=median(b.cpu_seconds / a.cpu_seconds for a, b in pairs),
+        tokens_per_s=median(count(run) / run.seconds for run in ours),
+        peer_tokens_per_s=median(count(run) / run.seconds for run in theirs),
+        speed=median(b.seconds / a.seconds * (count(a) / count(b)) for a, b in pairs),
+        cpu_speed=median(b.cpu_seconds / a.cpu_seconds * (count(a) / count(b)) for a, b in pairs),
         training_gib=median(run.training_bytes / gib for run in ours),
         peer_training_gib=median(run.training_bytes / gib for run in theirs),
         memory=median(a.training_bytes / b.training_bytes for a, b in pairs),

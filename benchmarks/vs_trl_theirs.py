@@ -17,6 +17,8 @@ from transformers import AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -24,8 +26,9 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from benchmarks.vs_trl_group import prompts_in_order, score_ids
 from benchmarks.vs_trl_watch import Watch, run
-from benchmarks.vs_trl_work import Job, Row, batches_of, expected_ids, read_pairs, settings_of
+from benchmarks.vs_trl_work import Job, Row, batches_of, expected_ids, read_pairs
 from trueward.core.errors import DataError
 
 __all__ = ["train"]
@@ -38,12 +41,12 @@ def _orpo(*args: Any, **kwargs: Any) -> Any:
     (eq. 6) that of the answer, a mean over its tokens. TRL's own term is still computed, its backward is not:
     that is in TRL's favour.
     """
-    trainer = ORPOTrainer(*args, **kwargs)
+    trainer: Any = ORPOTrainer(*args, **kwargs)
     forward = trainer.concatenated_forward
 
     def answers_only(*inputs: Any, **named: Any) -> tuple[torch.Tensor, ...]:
-        chosen_B, rejected_B, chosen_logits, rejected_logits, _ = forward(*inputs, **named)
-        return chosen_B, rejected_B, chosen_logits, rejected_logits, -chosen_B.float().mean()
+        outputs: tuple[torch.Tensor, ...] = forward(*inputs, **named)
+        return (*outputs[:4], -outputs[0].float().mean())
 
     trainer.concatenated_forward = answers_only
     return trainer
@@ -92,6 +95,66 @@ def _dataset(method: str, rows: list[Row]) -> Dataset:
     return Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows])
 
 
+def _arguments(job: Job) -> dict[str, Any]:
+    """What fixes the comparison for every trainer."""
+    return {
+        "output_dir": str(Path(job.work) / "run-trl"),
+        "max_steps": job.steps,
+        "learning_rate": job.lr,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "bf16": job.precision == "bfloat16",
+        "gradient_checkpointing": job.checkpointing,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "logging_steps": 1000,
+    }
+
+
+def _train_groups(job: Job, model: PreTrainedModel, watch: Watch) -> None:
+    """GRPO: one step a round of drawn groups, the mean over tokens and completions of the paper.
+
+    Raises:
+        DataError: TRL tokenised a prompt to something else.
+    """
+    rows = read_pairs(job)
+    rows = [rows[i] for i in prompts_in_order(job)]
+    prompts = Dataset.from_list([{"prompt": row["prompt"], "number": n} for n, row in enumerate(rows)])
+    seen: list[int] = []
+
+    def reward(completion_ids: list[list[int]], number: list[int], **_: Any) -> list[float | None]:
+        seen.extend(number)
+        watch.tokens += sum(len(rows[n]["prompt_ids"]) for n in number) + sum(map(len, completion_ids))
+        return [score_ids(ids) for ids in completion_ids]
+
+    args = GRPOConfig(
+        per_device_train_batch_size=job.batch * job.completions,
+        num_generations=job.completions,
+        max_completion_length=job.new_tokens,
+        loss_type="grpo",
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        **_arguments(job),
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        args=args,
+        reward_funcs=[reward],
+        train_dataset=prompts,
+        processing_class=AutoTokenizer.from_pretrained(Path(job.work) / "causal"),
+        callbacks=[_Steps(watch)],
+    )
+    trainer.train()
+    if seen != [n for n in range(len(rows)) for _ in range(job.completions)]:
+        raise DataError("TRL drew for other prompts, or in another order", value=seen[:: job.completions])
+    # What stands for a loss is measured on Trueward's side (see vs_trl_group).
+    watch.losses = [0.0]
+
+
 def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
     """Train on the job's pairs in Trueward's order.
 
@@ -99,27 +162,17 @@ def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
         DataError: TRL tokenised a row to something else.
     """
     disable_progress_bar()
-    settings, rows = settings_of(job), read_pairs(job)
+    if job.method == "grpo":
+        _train_groups(job, model, watch)
+        return
+    rows = read_pairs(job)
     rows = [rows[i] for batch in batches_of(job) for i in batch]
     trainer_class, config_class = _TRAINERS[job.method]
     args = config_class(
-        output_dir=str(Path(job.work) / "run-trl"),
         per_device_train_batch_size=job.batch,
-        max_steps=job.steps,
         max_length=job.max_length,
-        learning_rate=settings.lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=job.precision == "bfloat16",
-        gradient_checkpointing=job.checkpointing,
         train_sampling_strategy="sequential",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        logging_steps=1000,
+        **_arguments(job),
     )
     trainer = trainer_class(
         model=model,

@@ -42,6 +42,8 @@ class Watch:
         self.losses: list[float] = []
         self.loaded_bytes = self.peak_bytes = 0
         self.model_flops = 0.0
+        # Of sequences that were drawn; 0 where they are given.
+        self.tokens = 0
 
     def loaded(self) -> None:
         """The model is in memory and the trainer is not yet; the kernel's high-water mark starts anew."""
@@ -61,7 +63,7 @@ class Watch:
 
     def figures(self) -> dict[str, Any]:
         """What was seen, as JSON values."""
-        names = ("ends_s", "ends_cpu_s", "losses", "loaded_bytes", "peak_bytes", "model_flops")
+        names = ("ends_s", "ends_cpu_s", "losses", "loaded_bytes", "peak_bytes", "model_flops", "tokens")
         return {name: getattr(self, name) for name in names}
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "Method",
     "Row",
     "Size",
+    "batch_of",
     "batches_of",
     "data_file",
     "expected_ids",
@@ -54,8 +55,8 @@ __all__ = [
     "write_pairs",
 ]
 
-Method = Literal["sft", "reward", "dpo", "orpo", "kto"]
-METHODS: tuple[Method, ...] = ("sft", "reward", "dpo", "orpo", "kto")
+Method = Literal["sft", "reward", "dpo", "orpo", "kto", "grpo"]
+METHODS: tuple[Method, ...] = ("sft", "reward", "dpo", "orpo", "kto", "grpo")
 
 _HH = Path("data/anthropic-hh-rlhf/harmless-base-test.jsonl.gz")
 _GPT2 = Path("data/gpt2-tokenizer")
@@ -113,6 +114,10 @@ class Job(NamedTuple):
     """Largest forward of Trueward, tokens; None takes the whole batch at once, as TRL does."""
     precision: Precision = "float32"
     """Arithmetic of the matrix products; weights and optimizer are float32 on both sides."""
+    completions: int = 8
+    """GRPO: completions of a prompt."""
+    new_tokens: int = 64
+    """GRPO: longest completion."""
 
 
 def shared() -> Path:
@@ -251,6 +256,11 @@ def write_pairs(folder: Path, file: Path, *, count: int, max_length: int, seed: 
     write_jsonl(folder / "pairs.jsonl", rows)
 
 
+def batch_of(method: str, batch: int) -> int:
+    """Prompts of a step, where the other methods take `batch` pairs: GRPO draws 8 completions of each."""
+    return max(1, batch // 4) if method == "grpo" else batch
+
+
 def settings_of(job: Job) -> TrainSettings:
     """Settings of both sides: constant learning rate, AdamW without decay, gradients clipped at 1."""
     return TrainSettings(
@@ -280,7 +290,8 @@ def read_pairs(job: Job) -> list[Row]:
 
 
 def groups_of(job: Job) -> list[TokenGroup]:
-    """The pairs as token groups; for SFT with the chosen answer only, for KTO with one of the two."""
+    """The pairs as token groups; for SFT with the chosen answer only, for KTO with one of the two, for GRPO
+    with none."""
     return [
         TokenGroup(
             tuple(row["prompt_ids"]),
@@ -295,6 +306,8 @@ def groups_of(job: Job) -> list[TokenGroup]:
 
 def _answers(method: str, row: Row) -> tuple[str, ...]:
     """Names of the answers of a row that a method takes."""
+    if method == "grpo":
+        return ()
     if method == "kto":
         return ("chosen_ids" if row["desirable"] else "rejected_ids",)
     return ("chosen_ids",) if method == "sft" else ("chosen_ids", "rejected_ids")

@@ -11,7 +11,7 @@ from benchmarks.growth import STAGES, GrowthJob, run_stage, write_rows
 from benchmarks.performance import chosen, main, parse
 from benchmarks.performance_charts import cost_chart, growth_chart
 from benchmarks.performance_page import fill, sections, write_page
-from benchmarks.performance_targets import DECODE_TARGETS, TRL_TARGETS, Target
+from benchmarks.performance_targets import DECODE_TARGETS, PPO_TARGET, TRL_TARGETS, Target
 from benchmarks.results import Line, read_lines, record
 from benchmarks.tried import TRIALS, first_fit_decreasing
 from benchmarks.vs_trl_watch import Watch
@@ -155,6 +155,12 @@ def test_the_targets_are_those_that_were_set() -> None:
     assert TRL_TARGETS["135M", "dpo", "float32"] == (6.0, 0.3, 1e-5)
     assert TRL_TARGETS["135M", "dpo", "bfloat16"] == (6.0, 0.5, 1e-4)
     assert TRL_TARGETS["small", "reward", "float32"] == (5.0, 0.45, 1e-5)
+    assert (
+        TRL_TARGETS["135M", "kto", "float32"] == TRL_TARGETS["small", "orpo", "float32"] == (4.0, 0.4, 1e-5)
+    )
+    assert TRL_TARGETS["135M", "grpo", "float32"] == (3.0, 0.8, 1e-5)
+    assert TRL_TARGETS["small", "grpo", "float32"] == (4.0, 0.45, 1e-5)
+    assert PPO_TARGET == (2.0, 1.3, 1e-4)
     assert {name: target.speed for name, target in DECODE_TARGETS.items()} == {"float32": 2, "bfloat16": 4}
 
 

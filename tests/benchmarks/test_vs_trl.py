@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.vs_trl import ALLOCATORS, SIDES, parse, plan
+from benchmarks.vs_trl_group import prompts_in_order, train_groups
 from benchmarks.vs_trl_ours import kto_groups
 from benchmarks.vs_trl_table import FLOORS, Floor, Run, compare, loss_difference, table
 from benchmarks.vs_trl_watch import Watch, memory_bytes
@@ -12,6 +13,7 @@ from benchmarks.vs_trl_work import METHODS, Job, batches_of, data_file, expected
 
 from trueward.core.errors import DataError
 from trueward.core.files import write_jsonl
+from trueward.models.tiny import tiny_model
 
 GIB = 1 << 30
 
@@ -60,6 +62,13 @@ def test_ratios_are_medians_over_pairs() -> None:
     assert got.total_memory == pytest.approx(2 / 3)
     assert (got.tokens_per_s, got.peer_tokens_per_s) == (100.0, 20.0)
     assert (got.training_gib, got.peer_training_gib) == (1.0, 4.0)
+
+
+def test_speed_counts_the_tokens_that_a_side_drew() -> None:
+    ours = dataclasses.replace(run(1.0), tokens=50)
+    theirs = dataclasses.replace(run(4.0), tokens=100)
+    got = compare("grpo", "", [ours], [theirs], tokens=0)
+    assert (got.tokens_per_s, got.peer_tokens_per_s, got.speed) == (50.0, 25.0, 2.0)
 
 
 def test_loss_difference_is_the_worst_step_of_all_pairs() -> None:
@@ -114,7 +123,7 @@ def test_the_floors_are_those_that_were_set() -> None:
         "dpo": Floor(4.0),
     }
     assert FLOORS["orpo"] == FLOORS["kto"] == Floor(4.0, 0.4)
-    assert set(METHODS) == set(FLOORS)
+    assert FLOORS["grpo"] == Floor(3.0, 0.8) and set(METHODS) == set(FLOORS)
     assert Floor(1.0)[1:] == (0.5, 1e-4)
 
 
@@ -199,6 +208,16 @@ def test_kto_takes_one_answer_of_each_pair_and_mismatches_by_the_batch(work: Pat
     # Cut where prompt and answer together are too long, as TRL's collator does.
     _, cut = kto_groups(asked._replace(max_length=4))
     assert {len(group.completions[0].ids) for group in cut} == {1}
+
+
+def test_groups_are_drawn_and_scored_as_a_padded_forward_does(work: Path) -> None:
+    asked = job(work, "grpo")._replace(completions=2, new_tokens=4)
+    assert sorted(prompts_in_order(asked)) == [0, 1, 2, 3]
+    watch = Watch()
+    train_groups(asked, tiny_model("llama"), watch, stop=2)
+    assert len(watch.ends_s) == 2 and watch.losses[0] < 1e-5
+    # 8 sequences of 3 tokens of prompt and 1 to 4 drawn ones.
+    assert 8 * (3 + 1) <= watch.tokens <= 8 * (3 + 4)
 
 
 def test_every_pair_is_used_once(work: Path) -> None:
