@@ -50,8 +50,10 @@ def test_a_run_that_learns_is_healthy(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_an_exploding_learning_rate_spikes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sft(tmp_path, language.policy(), lr=3.0, max_grad_norm=0.0, schedule="linear", warmup_ratio=0.9)
-    assert {"loss spikes", "loss rises"} & findings(tmp_path, capsys).keys()
+    result = sft(tmp_path, language.policy(), lr=3.0, max_grad_norm=0.0, schedule="linear", warmup_ratio=0.9)
+    seen = findings(tmp_path, capsys)
+    assert {"loss spikes", "loss rises"} & seen.keys()
+    assert len(result.warnings) == len(seen)
 
 
 def test_a_learning_rate_that_rounds_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

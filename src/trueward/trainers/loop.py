@@ -19,6 +19,7 @@ from trueward.core.hashing import canonical_json, hash_lines
 from trueward.core.metrics import MetricsLog
 from trueward.core.seed import derive_seed
 from trueward.trainers.accumulate import ScheduledObjective, StepObjective
+from trueward.trainers.diagnosis import warnings_of
 from trueward.trainers.optim import build_optimizer, trainable
 from trueward.trainers.sampling import num_steps, sampler_of
 from trueward.trainers.settings import TrainSettings
@@ -148,7 +149,7 @@ def train(
         resume: go on from the newest checkpoint in `folder`; without one, start at step 0.
 
     Returns:
-        TrainResult; `interrupted` after SIGINT or SIGTERM.
+        TrainResult; `interrupted` after SIGINT or SIGTERM, `warnings` holds the diagnosis.
 
     Raises:
         DataError: no items.
@@ -196,6 +197,7 @@ def train(
         skipped=state.skipped,
         seconds=time.monotonic() - started_s,
         resumed_from=state.resumed_from,
+        warnings=warnings_of(folder, settings),
     )
 
 

@@ -255,7 +255,8 @@ def train_preference(
         evaluate=evaluate,
         resume=resume,
     )
-    return replace(result, warnings=(*result.warnings, *warnings_of(folder, preference)))
+    # Again, with the limit of displacement that was asked for.
+    return replace(result, warnings=warnings_of(folder, preference))
 
 
 class PreferenceEvaluation(NamedTuple):
