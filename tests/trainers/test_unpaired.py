@@ -213,3 +213,19 @@ def test_wrong_data_is_refused(tmp_path: Path) -> None:
     bare = examples(model, tmp_path, "bco")
     with pytest.raises(DataError, match="an example has no mismatched completion, which kto needs"):
         evaluate_unpaired(model, bare, unpaired=UnpairedSettings(), max_tokens_per_forward=100)
+
+
+def test_a_mismatch_may_be_longer_than_every_item_where_none_else_fits(tmp_path: Path) -> None:
+    short = [TokenGroup((1, 2, 3, 4), (language.completion((5, 6)),), "long prompt")]
+    other = [TokenGroup((1, 3), (language.completion((5, 6, 7, 6)),), "long answer")]
+    items = [
+        LabelledCompletion(group, good) for group, good in zip(short + other, (True, False), strict=True)
+    ]
+    arguments: dict[str, Any] = {"ref_model": None, "cache": tmp_path, "max_tokens_per_forward": 100}
+    with pytest.raises(DataError, match="no completion of another prompt fits the prompt of long prompt"):
+        unpaired_examples(language.policy(), items, unpaired=UnpairedSettings(), **arguments)
+    found = unpaired_examples(
+        language.policy(), items, unpaired=UnpairedSettings(), **arguments, max_tokens=16
+    )
+    assert found[0].mismatched is not None
+    assert found[0].mismatched.completions == other[0].completions

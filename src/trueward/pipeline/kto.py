@@ -154,6 +154,7 @@ def kto(workspace: Workspace) -> None:
     train, counts = _checked(workspace, policy, train_labels, quiet=False)
     test, _ = _checked(workspace, policy, _labels(workspace, data.test, "test"), quiet=True)
     settings, budget = settings_of(workspace, "kto", section.train), section.train.max_tokens_per_forward
+    longest = workspace.recipe.data.max_tokens
     held = unpaired_examples(
         policy.model,
         test,
@@ -162,6 +163,7 @@ def kto(workspace: Workspace) -> None:
         cache=begun.folder.path,
         max_tokens_per_forward=budget,
         precision=settings.precision,
+        max_tokens=longest,
     )
     name = section.objective.method.upper()
     with workspace.bar(name, num_steps(settings, len(train))) as bar:
@@ -174,6 +176,7 @@ def kto(workspace: Workspace) -> None:
             bar=bar,
             evaluate=unpaired_looks(held, settings, section.objective),
             resume=begun.resume,
+            max_tokens=longest,
         )
     workspace.check_finished(begun.folder, result)
     text = f"{name} on {len(train):,} labelled answers (data set {data.name}, {short(data.hash)})."

@@ -203,29 +203,32 @@ def _sides(examples: Sequence[UnpairedExample], like: Tensor) -> dict[str, Tenso
     return {"chosen": labels_B, "rejected": ~labels_B}
 
 
-def _mismatches(labelled: Sequence[LabelledCompletion]) -> list[TokenGroup]:
-    """Each prompt with the completion of the next prompt that differs and that is not too long for it.
+def _mismatches(labelled: Sequence[LabelledCompletion], max_tokens: int) -> list[TokenGroup]:
+    """Each prompt with the completion of the next prompt that differs and that is not too long for it: with
+    it no longer than the longest item, or, where there is none, than `max_tokens`.
 
     Raises:
         DataError: there is none.
     """
     longest = max(count_tokens(item.group) for item in labelled)
+    bounds = (longest, max(longest, max_tokens))
     found = []
     for i, item in enumerate(labelled):
         prompt = item.group.prompt_ids
-        others = (labelled[(i + k) % len(labelled)].group for k in range(1, len(labelled)))
         other = next(
             (
                 group.completions[0]
-                for group in others
-                if group.prompt_ids != prompt and len(prompt) + len(group.completions[0].ids) <= longest
+                for bound in bounds
+                for k in range(1, len(labelled))
+                for group in (labelled[(i + k) % len(labelled)].group,)
+                if group.prompt_ids != prompt and len(prompt) + len(group.completions[0].ids) <= bound
             ),
             None,
         )
         if other is None:
             raise DataError(
                 f"no completion of another prompt fits the prompt of {item.group.id or '(no id)'}",
-                expected=f"prompt and completion of at most {longest} tokens",
+                expected=f"prompt and completion of at most {bounds[-1]} tokens",
                 remedy="add data, leave this prompt out, or use bco, which needs no mismatched completion",
             )
         found.append(TokenGroup(prompt, (other,), item.group.id))
@@ -241,8 +244,12 @@ def unpaired_examples(
     cache: Path,
     max_tokens_per_forward: int,
     precision: Precision = "float32",
+    max_tokens: int = 0,
 ) -> list[UnpairedExample]:
     """Examples as the method needs them; the other arguments are those of `reference.reference_logps`.
+
+    Args:
+        max_tokens: longest mismatched prompt and completion; at least that of the longest item.
 
     Raises:
         DataError: a group is not one completion with trained tokens, or no other completion fits a prompt.
@@ -254,7 +261,7 @@ def unpaired_examples(
                 value=[sum(c.trained) for c in item.group.completions],
             )
     own = [item.group for item in labelled]
-    others = _mismatches(labelled) if labelled and unpaired.record().mismatched else []
+    others = _mismatches(labelled, max_tokens) if labelled and unpaired.record().mismatched else []
     logps = reference_logps(
         model,
         [*own, *others],
@@ -284,12 +291,14 @@ def train_unpaired(
     bar: Progress | None = None,
     evaluate: Evaluate | None = None,
     resume: bool = False,
+    max_tokens: int = 0,
 ) -> TrainResult:
     """Train a policy on labelled completions; see `loop.train`.
 
     Args:
         model: the policy as it was before its first step, also when resuming.
         ref_model: see `reference.reference_logps`.
+        max_tokens: see `unpaired_examples`.
 
     Raises:
         DataError: all labels are alike, or see `unpaired_examples`.
@@ -309,6 +318,7 @@ def train_unpaired(
         cache=folder,
         max_tokens_per_forward=settings.max_tokens_per_forward,
         precision=settings.precision,
+        max_tokens=max_tokens,
     )
     return train(
         model,
