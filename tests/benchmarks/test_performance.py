@@ -157,8 +157,6 @@ def test_the_targets_are_those_that_were_set() -> None:
     assert TRL_TARGETS["small", "reward", "float32"] == (5.0, 0.45, 1e-5)
     assert TRL_TARGETS["135M", "kto", "float32"] == (4.0, 0.4, 1e-5)
     assert TRL_TARGETS["small", "orpo", "float32"] == (4.0, 0.4, 1e-5)
-        TRL_TARGETS["135M", "kto", "float32"] == TRL_TARGETS["small", "orpo", "float32"] == (4.0, 0.4, 1e-5)
-    )
     assert TRL_TARGETS["135M", "grpo", "float32"] == (3.0, 0.8, 1e-5)
     assert TRL_TARGETS["small", "grpo", "float32"] == (4.0, 0.45, 1e-5)
     assert PPO_TARGET == (2.0, 1.3, 1e-4)
