@@ -50,5 +50,7 @@ def test_a_failed_allocation_in_a_step_ends_in_one_sentence_and_can_be_resumed(
     assert "brings it from" in said and "model.lora.r=16" in said and "checkpoint is intact" in said
     checkpoints = tmp_path / "run" / "sft" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
-    assert call("run", *arguments, "--resume") == 0
+    said = refusal(capsys, "run", *arguments, "sft.train.lr=0.5", "--resume")
+    assert "was made with other config, so it cannot be resumed" in said
+    assert call("run", *arguments, "sft.train.max_tokens_per_forward=300", "--resume") == 0
     assert (tmp_path / "run" / "sft" / "model" / "model.safetensors").is_file()

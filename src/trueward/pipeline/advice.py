@@ -151,6 +151,6 @@ def out_of_memory(recipe: Recipe, stages: Sequence[str]) -> RunError:
     return RunError(
         f"memory ran out in stage {stage.work.stage}, for which the plan expects "
         f"{stage.memory.peak.size / _GIB:.2f} GiB at the widest moment{best}",
-        remedy="the last checkpoint is intact: with more memory free --resume goes on from it, a changed "
-        "recipe needs a new `out`",
+        remedy="the last checkpoint is intact: with more memory free, or a smaller max_tokens_per_forward, "
+        "--resume goes on from it; another change needs a new `out`",
     )

@@ -33,7 +33,7 @@ from trueward.pipeline.operating_point import check_system_role, named_point
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.testbed_base import shipped_base
 from trueward.registry import Registry
-from trueward.trainers.loop import TrainResult, resume_hint
+from trueward.trainers.loop import FREE_SETTINGS, TrainResult, resume_hint
 
 __all__ = [
     "Begun",
@@ -296,17 +296,28 @@ def trackers_of(recipe: Recipe, stages: Sequence[str]) -> list[str]:
 
 def _check_same(run: RunFolder, config: Mapping[str, Any], parents: Mapping[str, str], seed: int) -> None:
     before = {
-        "config": run.manifest["config"],
+        "config": _decisive(run.manifest["config"]),
         "inputs": run.manifest["parents"],
         "seed": run.manifest["seed"],
     }
-    now = {"config": dict(config), "inputs": dict(parents), "seed": seed}
+    now = {"config": _decisive(config), "inputs": dict(parents), "seed": seed}
     changed = [name for name in before if before[name] != now[name]]
     if changed:
         raise RunError(
             f"{run.path} was made with other {' and '.join(changed)}, so it cannot be resumed",
             remedy="give the recipe.yaml of that folder, or choose another `out`",
         )
+
+
+def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without settings of training that a run may be resumed with other values of."""
+    section = config.get("section")
+    if not isinstance(section, Mapping):
+        return dict(config)
+    kept = {key: value for key, value in section.items() if key not in FREE_SETTINGS}
+    if isinstance(section.get("train"), Mapping):
+        kept["train"] = {key: value for key, value in section["train"].items() if key not in FREE_SETTINGS}
+    return {**config, "section": kept}
 
 
 def _nothing_made(path: Path) -> bool:
