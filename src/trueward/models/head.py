@@ -150,6 +150,7 @@ class _Fused(torch.autograd.Function):
         kept: list[_Softmax | None] = []
         for at in _chunks(hidden_ND.shape[0], num_words, hidden_ND.device):
             if kept and keep:
+                # What is kept for the backward still lies in the room of the chunk before.
                 linear = _Linear.of(hidden_ND, weight_VD, bias_V)
             part = _softmax(linear, hidden_ND[at], labels_N[at], temperature)
             log_sums_n1 = part.sums_n1.log()
