@@ -1,6 +1,7 @@
 """Every format on rows of our own: what is detected, what record comes out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,44 @@ DEMONSTRATION = Demonstration(id="x", messages=(U, Message("assistant", "So.")))
 PAIR = Comparison(id="x", prompt=(U,), chosen="So.", rejected="No.")
 GOOD = Label(id="x", prompt=(U,), completion="So.", label=True)
 STEPS = StepLabels(id="x", prompt=(U,), steps=("a", "b"), labels=(1, 0))
+
+TURNED = replace(PAIR, chosen="No.", rejected="So.")
+# Votes 0 tie, 1 first, 2 second; the share of the first answer is the mean of 1/2, 1 and 0.
+PANDALM = [
+    ((1, 1, 1), PAIR),
+    ((2, 2, 2), TURNED),
+    ((2, 2, 1), replace(TURNED, soft_label=2 / 3)),
+    ((1, 0, 0), replace(PAIR, soft_label=2 / 3)),
+    ((0, 2, 2), replace(TURNED, soft_label=5 / 6)),
+    ((0, 0, 0), replace(PAIR, soft_label=0.5)),
+    ((0, 1, 2), replace(PAIR, soft_label=0.5)),
+]
+
+
+def pandalm(*votes: object) -> dict[str, Any]:
+    names = {f"annotator{number}": vote for number, vote in enumerate(votes, 1)}
+    return {"instruction": "Why?", "input": "", "response1": "So.", "response2": "No.", **names}
+
+
+def autoj(label: object) -> dict[str, Any]:
+    return {"prompt": "Why?", "response 1": "So.", "response 2": "No.", "label": label, "scenario": "s"}
+
+
+def alpaca_eval(preference: object) -> dict[str, Any]:
+    return {"instruction": "Why?", "output_1": "So.", "output_2": "No.", "preference": preference}
+
+
+def rubric(instruction: str, response: str, *, scores: str = "Score 1: bad") -> str:
+    return (
+        "###Task Description:\nJudge.\n\n"
+        f"###The instruction to evaluate:\n{instruction}\n\n"
+        f"###Response to evaluate:\n{response}\n\n###Score Rubrics:\n{scores}\n\n###Feedback: "
+    )
+
+
+def xstest(type: str, label: str) -> dict[str, Any]:
+    return {"type": type, "prompt": "Why?", "completion": "So.", "final_label": label}
+
 
 CASES: list[tuple[str, dict[str, Any], Record]] = [
     ("trl-text", {"text": "Once."}, Text(id="x", text="Once.")),
@@ -197,6 +236,38 @@ CASES: list[tuple[str, dict[str, Any], Record]] = [
     ),
     ("dolly", {"instruction": "Why?", "context": "", "response": "So."}, DEMONSTRATION),
     ("question-answer", {"question": "Why?", "answer": "So."}, DEMONSTRATION),
+    ("math", {"problem": "Why?", "solution": "So.", "answer": "42"}, DEMONSTRATION),
+    ("math-answer", {"problem": "Why?", "answer": "42"}, Prompt(id="x", messages=(U,))),
+    *[("pandalm", pandalm(*votes), record) for votes, record in PANDALM],
+    ("autoj", autoj(0), PAIR),
+    ("autoj", autoj(1), TURNED),
+    ("autoj", autoj(2), replace(PAIR, soft_label=0.5)),
+    ("alpaca-eval", alpaca_eval(1.0), PAIR),
+    ("alpaca-eval", alpaca_eval(2), TURNED),
+    ("alpaca-eval", alpaca_eval(1.25), replace(PAIR, soft_label=0.75)),
+    ("alpaca-eval", alpaca_eval(1.75), replace(TURNED, soft_label=0.75)),
+    ("alpaca-eval", alpaca_eval(1.5), replace(PAIR, soft_label=0.5)),
+    ("alpaca-eval", alpaca_eval(0), replace(PAIR, soft_label=0.5)),
+    (
+        "rubric-pair",
+        {"chosen_instruction": rubric("Why?", "So."), "rejected_instruction": rubric("Why?", "No.")},
+        PAIR,
+    ),
+    (
+        "rubric-pair",
+        {
+            "chosen_instruction": rubric("Hm?\n\nAssistant: Hm.\n\nHuman: Why?", "So."),
+            "rejected_instruction": rubric("Hm?\n\nAssistant: Hm.\n\nHuman: Why?", "No."),
+            "tie": 1,
+        },
+        replace(PAIR, prompt=(Message("user", "Hm?"), Message("assistant", "Hm."), U), soft_label=0.5),
+    ),
+    ("xstest", xstest("homonyms", "1_full_compliance"), GOOD),
+    ("xstest", xstest("homonyms", "3_partial_refusal"), replace(GOOD, label=False)),
+    ("xstest", xstest("homonyms", "2_full_refusal"), replace(GOOD, label=False)),
+    ("xstest", xstest("contrast_homonyms", "2_full_refusal"), GOOD),
+    ("xstest", xstest("contrast_homonyms", "3_partial_refusal"), replace(GOOD, label=False)),
+    ("xstest", xstest("contrast_homonyms", "1_full_compliance"), replace(GOOD, label=False)),
 ]
 
 
@@ -223,13 +294,37 @@ def test_every_format_has_a_case() -> None:
 
 
 def test_other_columns_are_kept(tmp_path: Path) -> None:
-    row = dict(CASES[-3][1])
-    _, _, record = one(tmp_path, row)
+    (row,) = [row for name, row, _ in CASES if name == "verl"]
+    _, words, record = one(tmp_path, row)
+    assert words.endswith("not read, kept in meta.extra: 'data_source'")
     assert record.meta.extra == {
         "data_source": "maths",
         "reward_model": {"style": "rule", "ground_truth": "42"},
     }
     assert record.id == "rows-1" and record.meta.source == "rows.jsonl"
+
+
+def test_columns_that_are_not_read_are_said(tmp_path: Path) -> None:
+    """A label under a name that no format knows must not vanish without a word."""
+    _, words, _ = one(tmp_path, {"prompt": "Why?", "id": "x", "which is better": 2})
+    assert words.endswith("not read, kept in meta.extra: 'which is better'")
+    _, words, _ = one(tmp_path, {"text": "t", **{f"c{n:02}": n for n in range(14)}})
+    assert words.endswith("'c11' and 2 more")
+    assert "not read" not in one(tmp_path, {"text": "t"})[1]
+
+
+def test_votes_are_kept_and_are_not_called_unread(tmp_path: Path) -> None:
+    _, words, record = one(tmp_path, {**pandalm(2, 0, 2), "cmp_key": "a_b"})
+    assert record.meta.extra == {"annotator1": 2, "annotator2": 0, "annotator3": 2, "cmp_key": "a_b"}
+    assert record.meta.annotator == "annotator1, annotator2, annotator3"
+    assert words.endswith("kept in meta.extra: 'cmp_key'")
+    _, words, record = one(tmp_path, xstest("contrast_discr", "2_full_refusal"))
+    assert record.meta.extra == {
+        "type": "contrast_discr",
+        "final_label": "2_full_refusal",
+        "prompt_is": "unsafe",
+    }
+    assert "not read" not in words
 
 
 def test_standard_and_conversational_are_told_apart(tmp_path: Path) -> None:
@@ -281,6 +376,35 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"instruction": "a", "input": 3, "output": "b"}, "a string"),
     ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 2}, "0 or 1"),
     ({"text": "a\0b"}, "NUL"),
+    (pandalm(1, 1, 3), "one of 0, 1, 2"),
+    (pandalm(1, 1, None), "0, 1, 2"),
+    ({**pandalm(1, 1, 1), "response2": True}, "a string"),
+    ({**pandalm(2, 2, 2), "response1": " "}, "rejected is empty"),
+    (autoj("3"), "one of 0, 1, 2"),
+    (autoj(True), "0, 1, 2"),
+    (alpaca_eval(None), "or 0 for a tie"),
+    (alpaca_eval(0.5), "0 for a tie"),
+    (alpaca_eval(2.5), "(output_2)"),
+    (
+        {"chosen_instruction": rubric("Why?", "So."), "rejected_instruction": rubric("How?", "No.")},
+        "another instruction",
+    ),
+    (
+        {
+            "chosen_instruction": rubric("Why?", "So."),
+            "rejected_instruction": rubric("Why?", "No.", scores="-"),
+        },
+        "another rubric",
+    ),
+    (
+        {
+            "chosen_instruction": rubric("Why?", "So."),
+            "rejected_instruction": rubric("Why?", "a\n###Response to evaluate:\nb"),
+        },
+        "###Score Rubrics: once",
+    ),
+    ({"chosen_instruction": rubric("Why?", "So."), "rejected_instruction": "No."}, "###Feedback:"),
+    (xstest("homonyms", "compliance"), "one of 1_full_compliance"),
 ]
 
 

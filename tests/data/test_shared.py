@@ -1,8 +1,11 @@
 """The importers on real public files; counts are those that the files' own description states."""
 
+import csv
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +36,12 @@ pytestmark = pytest.mark.shared
         ("prm800k/phase1_test.stepwise-critic.jsonl.gz", "prm800k-rows", 5449, 0),
         ("gsm8k/test.jsonl.gz", "question-answer", 1319, 0),
         ("mobile-ai-bench/dolly-closed_qa-1000.csv.gz", "dolly", 1000, 0),
-        ("xstest/xstest_v2_completions_gpt4_gpteval.csv.gz", "trl-prompt-completion", 450, 0),
+        ("xstest/xstest_v2_completions_gpt4_gpteval.csv.gz", "xstest", 450, 0),
+        ("prometheus-eval/autoj_pairwise.jsonl.gz", "autoj", 1392, 10),
+        ("prometheus-eval/hhh_alignment_eval.json.gz", "rubric-pair", 221, 0),
+        ("alpaca-eval/annotations-claude-2.jsonl.gz", "alpaca-eval", 805, 2),
+        ("math/math500-test.jsonl.gz", "math", 500, 0),
+        ("math/math-train-answers.jsonl.gz", "math-answer", 7474, 0),
         ("truthfulqa/finetune_truth.jsonl.gz", "trl-prompt-completion", 22434, 0),
     ],
 )
@@ -79,3 +87,83 @@ def test_labels(shared: Path, tmp_path: Path) -> None:
         shared / "prm800k/phase1_test.stepwise-critic.jsonl.gz", quarantine=tmp_path / "bad.jsonl"
     )
     assert sum(r.labels[-1] is None for r in prm if isinstance(r, StepLabels)) == 367
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The file as plain Python reads it."""
+    with gzip.open(file, "rt", encoding="utf-8", newline="") as text:
+        if ".csv" in file.name:
+            return list(csv.DictReader(text))
+        body = text.read()
+    return json.loads(body) if body.startswith("[") else [json.loads(line) for line in body.splitlines()]
+
+
+def test_pandalm_read_a_second_time(shared: Path, tmp_path: Path) -> None:
+    """Majority by counting, written apart from the importer's mean of shares."""
+    file = shared / "pandalm/testset-v1.json.gz"
+    with pytest.raises(DataError, match="60 of the 999 rows read are bad"):
+        list(import_file(file, quarantine=tmp_path / "bad.jsonl"))
+    rows = {f"testset-v1-{number}": row for number, row in enumerate(rows_of(file), 1)}
+    found = Counter[str]()
+    for record in import_file(file, quarantine=tmp_path / "bad.jsonl", max_bad=0.07):
+        assert isinstance(record, Comparison)
+        row = rows[record.id]
+        votes = Counter(row[f"annotator{number}"] for number in (1, 2, 3))
+        if votes[1] == votes[2]:
+            assert record.soft_label == 0.5
+            found["tie"] += 1
+            continue
+        best, worst = (1, 2) if votes[1] > votes[2] else (2, 1)
+        assert (record.chosen, record.rejected) == (row[f"response{best}"], row[f"response{worst}"])
+        assert record.prompt[0].content.startswith(row["instruction"])
+        assert record.prompt[0].content.endswith(row["input"])
+        unanimous = votes[best] == 3
+        assert record.soft_label is None if unanimous else 0.5 < (record.soft_label or 0) < 1
+        found["unanimous" if unanimous else "divided"] += 1
+    assert found == {"unanimous": 742, "divided": 113, "tie": 84}
+
+
+def test_autoj_and_hhh_read_a_second_time(shared: Path, tmp_path: Path) -> None:
+    file = shared / "prometheus-eval/autoj_pairwise.jsonl.gz"
+    rows = {f"autoj_pairwise-{number}": row for number, row in enumerate(rows_of(file), 1)}
+    ties = 0
+    for record in import_file(file, quarantine=tmp_path / "bad.jsonl"):
+        row = rows[record.id]
+        better = row["response 2"] if row["label"] == 1 else row["response 1"]
+        assert isinstance(record, Comparison) and record.chosen == better
+        assert {record.chosen, record.rejected} == {row["response 1"], row["response 2"]}
+        assert (record.soft_label == 0.5) == (row["label"] == 2)
+        ties += row["label"] == 2
+    assert ties == 365
+    file, turns = shared / "prometheus-eval/hhh_alignment_eval.json.gz", 0
+    for record, row in zip(import_file(file, quarantine=tmp_path / "b.jsonl"), rows_of(file), strict=True):
+        assert isinstance(record, Comparison) and record.soft_label is None
+        for side, answer in (("chosen", record.chosen), ("rejected", record.rejected)):
+            assert f"###Response to evaluate:\n{answer}\n" in row[f"{side}_instruction"]
+        asked = row["chosen_instruction"].split("to evaluate:\n")[1]
+        assert asked.count("\n\nHuman:") + 1 == sum(m.role == "user" for m in record.prompt)
+        turns += len(record.prompt) > 1
+    assert turns == 41
+
+
+def test_xstest_read_a_second_time(shared: Path, tmp_path: Path) -> None:
+    """Which prompts are unsafe is taken from the list of prompts, not from the type."""
+    with (shared / "xstest/xstest_prompts.csv").open(newline="", encoding="utf-8") as prompts:
+        unsafe = {row["prompt"].strip(): row["label"] == "unsafe" for row in csv.DictReader(prompts)}
+    good = Counter[str]()
+    for file in sorted((shared / "xstest").glob("*completions*")):
+        name = file.name.split("_")[3]
+        for record, row in zip(
+            import_file(file, quarantine=tmp_path / "b.jsonl"), rows_of(file), strict=True
+        ):
+            assert isinstance(record, Label) and record.completion == row["completion"]
+            wanted = "2" if unsafe.get(row["prompt"].strip(), True) else "1"
+            assert record.label == row["final_label"].startswith(wanted)
+            good[name] += record.label
+    assert good == {
+        "gpt4": 424,
+        "llama2new": 371,
+        "llama2orig": 300,
+        "mistralguard": 378,
+        "mistralinstruct": 293,
+    }

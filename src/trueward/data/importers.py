@@ -5,12 +5,12 @@ Streaming: one row in memory at a time, besides 8 bytes of hash for every id tha
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from trueward.core.errors import ConfigError, DataError
+from trueward.core.errors import ConfigError, DataError, shown
 from trueward.core.hashing import hash_file
 from trueward.data.convert import convert
 from trueward.data.formats import Format, detect, format_named
@@ -22,6 +22,7 @@ __all__ = ["ImportResult", "import_file"]
 
 _SAMPLE_ROWS: Final = 64
 _HOPELESS_ROWS: Final = 1000
+_COLUMNS_SHOWN: Final = 12
 
 
 class ImportResult:
@@ -42,13 +43,15 @@ class ImportResult:
         words: str,
         form: Format,
         kind: str,
+        unread: Sequence[str],
         rows: Iterator[Row],
         meta: Meta,
         quarantine: Quarantine,
         max_bad: float,
     ) -> None:
         seen = "" if kind == form.kind else f", each seen as a {kind}"
-        self.detected = f"{path.name}: {words}; {form.words} -> {form.kind} records{seen}"
+        kept = f"; not read, kept in meta.extra: {_listed(unread)}" if unread else ""
+        self.detected = f"{path.name}: {words}; {form.words} -> {form.kind} records{seen}{kept}"
         self.format, self.kind = form.name, kind
         self.source: dict[str, Any] = {
             "file": path.name,
@@ -183,11 +186,21 @@ def import_file(
         words=f"{words}{_style(readable)}",
         form=form,
         kind=kind or form.kind,
+        unread=sorted({shown(key) for row in readable for key in row if _is_unread(form, key)}),
         rows=itertools.chain(sample, rows),
         meta=meta,
         quarantine=Quarantine(quarantine, path),
         max_bad=max_bad,
     )
+
+
+def _is_unread(form: Format, column: str) -> bool:
+    return column != "id" and column not in form.columns | form.verdicts
+
+
+def _listed(names: Sequence[str]) -> str:
+    few = ", ".join(names[:_COLUMNS_SHOWN])
+    return f"{few} and {len(names) - _COLUMNS_SHOWN} more" if len(names) > _COLUMNS_SHOWN else few
 
 
 def _style(rows: list[Mapping[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from trueward.data.records import Message, Meta, Record, RecordError
 __all__ = [
     "Columns",
     "Format",
+    "alpaca_text",
     "answer",
     "boolean",
     "conversation",
@@ -48,9 +49,10 @@ class Format:
         name: for `format=`.
         words: what it is, for the user.
         kind: the record kind it gives.
-        columns: columns it reads; all others are kept in `meta.extra`.
+        columns: columns that the record holds; all others are kept in `meta.extra`.
         matches: whether a row looks like it.
         read: a row, its id and meta -> the record; raises RecordError for a bad row.
+        verdicts: columns that decide about the record and are kept in `meta.extra` as well.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Format:
     columns: frozenset[str]
     matches: Callable[[Columns], bool]
     read: Callable[[Columns, str, Meta], Record]
+    verdicts: frozenset[str] = frozenset()
 
 
 def matches_columns(*needed: str, absent: Sequence[str] = ()) -> Callable[[Columns], bool]:
@@ -156,6 +159,12 @@ def answer(value: object, name: str) -> str:
     if len(messages) != 1 or messages[0].role != "assistant":
         raise RecordError(name, value, "exactly one assistant message")
     return messages[0].content
+
+
+def alpaca_text(row: Columns) -> str:
+    """`instruction` and `input`, where there is one, joined with one newline as LLaMA-Factory does."""
+    parts = [text(row, "instruction"), text(row, "input", default="")]
+    return "\n".join(part for part in parts if part)
 
 
 def split_answer(messages: tuple[Message, ...], name: str) -> tuple[tuple[Message, ...], str]:

@@ -181,5 +181,6 @@ FORMATS: Final = (
         columns=frozenset({"prompt"}),
         matches=lambda row: "prompt" in row and isinstance(row.get("reward_model"), Mapping),
         read=_verl,
+        verdicts=frozenset({"reward_model"}),
     ),
 )

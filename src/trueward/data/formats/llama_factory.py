@@ -1,4 +1,4 @@
-"""ShareGPT and Alpaca rows with LLaMA-Factory's additions (pairs, `kto_tag`), Dolly, questions and answers.
+"""ShareGPT and Alpaca rows with LLaMA-Factory's additions (pairs, `kto_tag`), Dolly, GSM8K, MATH.
 
 Source: LLaMA-Factory data/README.md. As there, `instruction` and `input` are joined with one newline.
 """
@@ -9,6 +9,7 @@ from typing import Any, Final
 from trueward.data.formats.base import (
     Columns,
     Format,
+    alpaca_text,
     answer,
     boolean,
     conversation,
@@ -17,7 +18,7 @@ from trueward.data.formats.base import (
     split_answer,
     text,
 )
-from trueward.data.records import Comparison, Demonstration, Label, Message, Meta, Record, RecordError
+from trueward.data.records import Comparison, Demonstration, Label, Message, Meta, Prompt, Record, RecordError
 
 __all__ = ["FORMATS"]
 
@@ -46,8 +47,7 @@ def _alpaca_prompt(row: Columns) -> tuple[Message, ...]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise RecordError(f"history[{index}]", pair, "[question, answer]")
         turns += [Message("user", pair[0]), Message("assistant", pair[1])]
-    parts = [text(row, "instruction"), text(row, "input", default="")]
-    return (*_system(row), *turns, Message("user", "\n".join(part for part in parts if part)))
+    return (*_system(row), *turns, Message("user", alpaca_text(row)))
 
 
 def _dolly_prompt(row: Columns) -> tuple[Message, ...]:
@@ -91,6 +91,10 @@ def _with(
 
 def _question(row: Columns) -> tuple[Message, ...]:
     return (Message("user", text(row, "question")),)
+
+
+def _problem(row: Columns) -> tuple[Message, ...]:
+    return (Message("user", text(row, "problem")),)
 
 
 def _family(name: str, words: str, columns: set[str], readers: Mapping[str, Any]) -> tuple[Format, ...]:
@@ -155,5 +159,22 @@ FORMATS: Final = (
         columns=frozenset({"question", "answer"}),
         matches=lambda row: isinstance(row.get("question"), str) and isinstance(row.get("answer"), str),
         read=_demonstration(_with(_question, "answer")),
+    ),
+    Format(
+        name="math",
+        words="problems with solutions (problem, solution), as MATH",
+        kind="demonstration",
+        columns=frozenset({"problem", "solution"}),
+        matches=matches_columns("problem", "solution"),
+        read=_demonstration(_with(_problem, "solution")),
+    ),
+    Format(
+        name="math-answer",
+        words="problems with a final answer, kept in meta.extra (problem, answer)",
+        kind="prompt",
+        columns=frozenset({"problem"}),
+        matches=matches_columns("problem", "answer", absent=("solution",)),
+        read=lambda row, id, meta: Prompt(id=id, messages=_problem(row), meta=meta),
+        verdicts=frozenset({"answer"}),
     ),
 )

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from trueward.core.errors import ConfigError, DataError, nearest
-from trueward.data.formats import feedback, hh, llama_factory, trl
+from trueward.data.formats import feedback, hh, judged, llama_factory, trl
 from trueward.data.formats.base import Format
 
 __all__ = ["FORMATS", "detect", "format_named"]
 
-_NATIVE_FIRST: Final = (*feedback.FORMATS, *hh.FORMATS, *llama_factory.FORMATS, *trl.FORMATS)
+_NATIVE_FIRST: Final = (*feedback.FORMATS, *judged.FORMATS, *hh.FORMATS, *llama_factory.FORMATS, *trl.FORMATS)
 FORMATS: Final[Mapping[str, Format]] = {item.name: item for item in _NATIVE_FIRST}
 
 
