@@ -71,8 +71,9 @@ def _load(job: Job) -> PreTrainedModel:
     auto: Any = AutoModelForSequenceClassification if job.method == "reward" else AutoModelForCausalLM
     folder = Path(job.work) / ("reward" if job.method == "reward" else "causal")
     model: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32)
-    # Weights that are still mapped from the file would be counted late: touch them all.
-    float(sum(parameter.detach().sum() for parameter in model.parameters()))
+    # Weights that are still mapped from the file would be copied, and counted, at their first update.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model
 
 

@@ -124,7 +124,7 @@ def test_log_probs_and_gradients_are_those_of_the_padded_forward(dense: FlexKern
     packed = pack(groups)
     assert supports_packing(model)
     hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, on(packed, dense))
-    got_N = score_completions(model, packed, hidden_LD=hidden_LD).logps_N
+    got_N = score_completions(model, packed, hidden_ND=hidden_LD[packed.predict_N]).logps_N
     expected_N = torch.cat(plain_logps(reference, groups))
     torch.testing.assert_close(got_N, expected_N, atol=1e-5, rtol=1e-5)
     got_N.sum().backward()

@@ -166,11 +166,12 @@ def test_exact_kl_is_the_sum_over_the_vocabulary(monkeypatch: pytest.MonkeyPatch
 def test_the_value_of_a_token_is_read_before_it() -> None:
     model = tiny_model("llama", 1)
     packed = pack(random_groups(1, MIXED))
-    hidden_LD = hidden_states(model, packed)
-    head = ValueHead(hidden_LD.shape[1])
-    assert not token_values(head, hidden_LD, packed).any()
+    hidden_ND = hidden_states(model, packed, packed.predict_N)
+    head = ValueHead(hidden_ND.shape[1])
+    assert not token_values(head, hidden_ND).any()
     torch.nn.init.ones_(head.linear.weight)
-    assert token_values(head, hidden_LD, packed).equal(head(hidden_LD)[packed.predict_N, 0])
+    expected_LD = hidden_states(model, packed)
+    torch.testing.assert_close(token_values(head, hidden_ND), head(expected_LD)[packed.predict_N, 0])
 
 
 def unusual(kind: str) -> PreTrainedModel:

@@ -24,6 +24,7 @@ from trueward.core.errors import ModelError
 from trueward.data.chat import Completion, TokenGroup
 from trueward.models.attention import KEYWORD, NAME, AttentionStep, Unsupported, install, takes_packed_rows
 from trueward.models.head import Head, TokenScores, score_tokens
+from trueward.models.last_layer import last_layer_parts, only_rows
 from trueward.models.packing import Kernel, Packed, pack
 from trueward.models.plain import plain_hidden, plain_logits
 from trueward.objectives import kl
@@ -58,11 +59,13 @@ _ELSEWHERE: tuple[Kernel, ...] = ("buckets",)
 
 class _Route(NamedTuple):
     """What a model can take, measured on one type of device: a kernel of packed rows (None: padded rows), and
-    the head on hidden states. `reason` says why it is not the fastest."""
+    the head on hidden states, and the last layer on the rows that are read. `reason` says why the kernel is
+    not the fastest."""
 
     device: str
     kernel: Kernel | None
     head: bool
+    prunes: bool
     reason: str
 
 
@@ -192,9 +195,25 @@ def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Ten
     return "its packed forward differs from its padded one" if _differs(got_LD, expected_LD) else None
 
 
+def _trial_of_rows(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Tensor) -> bool:
+    """Whether the last layer computed on some rows gives these rows their hidden states."""
+    if not last_layer_parts(_backbone(model)):
+        return False
+    rows_n = row.last_S
+    try:
+        got_nD = _run_rows(model, row, row.attention(kernel), rows_n)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        # A part with other arguments or results than a tensor of the row: it is computed whole, as before.
+        return False
+    return not _differs(got_nD, expected_LD[rows_n])
+
+
 def _find_route(model: PreTrainedModel) -> _Route:
     before = model.config._attn_implementation
     kernel: Kernel | None = None
+    prunes = False
     with evaluating(model):
         row = _probe_row(model.config.get_text_config().vocab_size, model.device)
         expected_LD = plain_hidden(_backbone(model), row)
@@ -210,9 +229,11 @@ def _find_route(model: PreTrainedModel) -> _Route:
                 if failed is None:
                     break
                 reason, kernel = failed, None
-        if kernel is None and before != model.config._attn_implementation:
+        if kernel is not None:
+            prunes = _trial_of_rows(model, row, kernel, expected_LD)
+        elif before != model.config._attn_implementation:
             model.set_attn_implementation(before)
-    return _Route(model.device.type, kernel, head, reason or "")
+    return _Route(model.device.type, kernel, head, prunes, reason or "")
 
 
 def _route(model: PreTrainedModel) -> _Route:
@@ -265,14 +286,32 @@ def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
     return packed.attention(route.kernel)
 
 
-def hidden_states(model: nn.Module, packed: Packed) -> Tensor:
+def _run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor) -> Tensor:
+    """hidden_nD of rows that need not be distinct, with the last layer on them alone."""
+    distinct_m, at_n = torch.unique(rows_n, return_inverse=True)
+    with only_rows(last_layer_parts(_backbone(model)), distinct_m, packed.num_tokens):
+        hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
+    return hidden_LD.index_select(0, distinct_m).index_select(0, at_n)
+
+
+def _run(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor | None) -> Tensor:
+    # Layers that the backward computes again would find the hooks gone.
+    if rows_n is not None and _route(model).prunes and not model.is_gradient_checkpointing:
+        return _run_rows(model, packed, step, rows_n)
+    hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
+    return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)
+
+
+def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None) -> Tensor:
     """Final hidden states (after the last norm) of a row.
 
     Args:
         model: causal language model or sequence classifier, with or without PEFT wrapper.
+        rows_n: the tokens whose states are read, int64, such as `packed.predict_N` or `packed.last_S`: the
+            last layer is computed for them alone. None reads all.
 
     Returns:
-        hidden_LD in the model's precision.
+        hidden_nD (None: hidden_LD) in the model's precision.
 
     Raises:
         ModelError: not a model of either class, or a sequence longer than its positions reach.
@@ -282,16 +321,17 @@ def hidden_states(model: nn.Module, packed: Packed) -> Tensor:
     route = _route(inner)
     if route.kernel is None:
         _count(inner, route.reason, "padded")
-        return plain_hidden(_backbone(inner), packed)
+        hidden_LD = plain_hidden(_backbone(inner), packed)
+        return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)
     step = row_attention(inner, packed)
     try:
-        return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, step)
+        return _run(inner, packed, step, rows_n)
     except Unsupported as error:
         if route.kernel == "buckets":
             raise
         # Asked of this call only: dropout of attention weights in training, say.
         _count(inner, str(error), "bucketed")
-    return run_backbone(inner, packed.input_ids_1L, packed.position_ids_1L, packed.attention("buckets"))
+    return _run(inner, packed, packed.attention("buckets"), rows_n)
 
 
 def _check_temperature(temperature: float) -> None:
@@ -305,7 +345,7 @@ def score_completions(
     *,
     temperature: float = 1.0,
     entropy: bool = False,
-    hidden_LD: Tensor | None = None,
+    hidden_ND: Tensor | None = None,
 ) -> TokenScores:
     """Log-probability of every completion token given its prompt and the tokens before it.
 
@@ -315,7 +355,7 @@ def score_completions(
     Args:
         temperature: > 0; divides the logits.
         entropy: also the entropy of each distribution.
-        hidden_LD: result of `hidden_states` for the same row, to share one forward among heads.
+        hidden_ND: result of `hidden_states` for `packed.predict_N`, to share one forward among heads.
 
     Raises:
         ValueError: temperature is not positive.
@@ -332,9 +372,8 @@ def score_completions(
         scaled_1NV = logits_1NV / temperature
         logps_N = token_logps(scaled_1NV, packed.labels_N.unsqueeze(0))[0]
         return TokenScores(logps_N, token_entropy(scaled_1NV)[0] if entropy else None, greedy_N)
-    if hidden_LD is None:
-        hidden_LD = hidden_states(model, packed)
-    hidden_ND = hidden_LD.index_select(0, packed.predict_N)
+    if hidden_ND is None:
+        hidden_ND = hidden_states(model, packed, packed.predict_N)
     return score_tokens(head, hidden_ND, packed.labels_N, temperature=temperature, entropy=entropy)
 
 
@@ -371,7 +410,7 @@ def exact_kl_N(
     logits = [_logits_getter(model, packed)]
     if ref_model is None:
         with reference(model):
-            hidden_ND = hidden_states(model, packed)[packed.predict_N]
+            hidden_ND = hidden_states(model, packed, packed.predict_N)
         logits.append((unwrap(model), hidden_ND))
     else:
         logits.append(_logits_getter(ref_model, packed))
@@ -395,15 +434,15 @@ def _logits_getter(model: nn.Module, packed: Packed) -> tuple[PreTrainedModel, T
             f"{type(inner).__name__} changes its logits after the head in a way that is not known here",
             remedy="use the estimators k1 and k3 for this model",
         )
-    return inner, hidden_states(model, packed)[packed.predict_N]
+    return inner, hidden_states(model, packed, packed.predict_N)
 
 
-def sequence_rewards(reward_model: nn.Module, packed: Packed, *, hidden_LD: Tensor | None = None) -> Tensor:
+def sequence_rewards(reward_model: nn.Module, packed: Packed, *, hidden_SD: Tensor | None = None) -> Tensor:
     """Score of every sequence, read at its last token by position.
 
     Args:
         reward_model: sequence classifier with one label.
-        hidden_LD: result of `hidden_states` for the same row and model.
+        hidden_SD: result of `hidden_states` for `packed.last_S` of the same row and model.
 
     Returns:
         rewards_S, float32, with gradient.
@@ -416,19 +455,22 @@ def sequence_rewards(reward_model: nn.Module, packed: Packed, *, hidden_LD: Tens
         raise ModelError(
             "this model has no score head", expected="AutoModelForSequenceClassification, num_labels=1"
         )
-    if hidden_LD is None:
-        hidden_LD = hidden_states(reward_model, packed)
-    rewards_S1: Tensor = score(hidden_LD[packed.last_S])
+    if hidden_SD is None:
+        hidden_SD = hidden_states(reward_model, packed, packed.last_S)
+    rewards_S1: Tensor = score(hidden_SD)
     if rewards_S1.shape[-1] != 1:
         raise ModelError("a reward model has one label", value=rewards_S1.shape[-1], expected="num_labels=1")
     return rewards_S1.squeeze(-1).float()
 
 
-def token_values(value_head: nn.Module, hidden_LD: Tensor, packed: Packed) -> Tensor:
+def token_values(value_head: nn.Module, hidden_ND: Tensor) -> Tensor:
     """Value of the state before each completion token: what the prompt and the earlier tokens promise.
+
+    Args:
+        hidden_ND: `hidden_states` for `packed.predict_N`.
 
     Returns:
         values_N, float32.
     """
-    values_N1: Tensor = value_head(hidden_LD.index_select(0, packed.predict_N))
+    values_N1: Tensor = value_head(hidden_ND)
     return values_N1.reshape(-1).float()

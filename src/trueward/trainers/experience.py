@@ -227,14 +227,16 @@ def policy_and_values(
     models: PPOModels, packed: Packed, *, temperature: float, entropy: bool = False
 ) -> tuple[TokenScores, Tensor]:
     """Log-probs of the policy and values_CN, from one forward where the trunk is shared."""
-    hidden_LD = hidden_states(models.policy, packed)
+    hidden_ND = hidden_states(models.policy, packed, packed.predict_N)
     scores = score_completions(
-        models.policy, packed, temperature=temperature, entropy=entropy, hidden_LD=hidden_LD
+        models.policy, packed, temperature=temperature, entropy=entropy, hidden_ND=hidden_ND
     )
-    trunk_LD = hidden_LD if models.value_backbone is None else hidden_states(models.value_backbone, packed)
+    trunk_ND = hidden_ND
+    if models.value_backbone is not None:
+        trunk_ND = hidden_states(models.value_backbone, packed, packed.predict_N)
     # Values are regressed on: bfloat16's three digits would be their error.
-    with torch.autocast(hidden_LD.device.type, enabled=False):
-        values = [token_values(head, trunk_LD.float(), packed) for head in models.value_heads]
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        values = [token_values(head, trunk_ND.float()) for head in models.value_heads]
     return scores, torch.stack(values)
 
 

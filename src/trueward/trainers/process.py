@@ -77,10 +77,9 @@ def step_scorer(
 
 def _logits(model: nn.Module, packed: Packed) -> Tensor:
     """Scores at the end of every step: logits_SC, float32, solution by solution."""
-    hidden_LD = hidden_states(model, packed)
-    with torch.autocast(hidden_LD.device.type, enabled=False):
-        ends_SD = hidden_LD[packed.position_N[packed.trained_N]].float()
-        logits_SC: Tensor = unwrap(model).get_submodule("score")(ends_SD)
+    ends_SD = hidden_states(model, packed, packed.position_N[packed.trained_N])
+    with torch.autocast(ends_SD.device.type, enabled=False):
+        logits_SC: Tensor = unwrap(model).get_submodule("score")(ends_SD.float())
     return logits_SC
 
 

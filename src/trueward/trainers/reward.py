@@ -111,11 +111,11 @@ def pair_rewards(model: nn.Module, pairs: Sequence[RewardPair]) -> tuple[Tensor,
                 expected="chosen, then rejected",
             )
     packed = pack([pair.group for pair in pairs], device_of(model))
-    hidden_LD = hidden_states(model, packed)
+    hidden_SD = hidden_states(model, packed, packed.last_S)
     # The score itself stays float32: in bfloat16 two completions of a score near 4 differ by 0.03 or not at
     # all.
-    with torch.autocast(hidden_LD.device.type, enabled=False):
-        rewards_B2 = sequence_rewards(model, packed, hidden_LD=hidden_LD.float()).view(-1, 2)
+    with torch.autocast(hidden_SD.device.type, enabled=False):
+        rewards_B2 = sequence_rewards(model, packed, hidden_SD=hidden_SD.float()).view(-1, 2)
     return rewards_B2[:, 0], rewards_B2[:, 1], packed.num_tokens
 
 
@@ -165,8 +165,8 @@ def reward_function(
         for batch in cut(groups, lambda group: group, max_tokens_per_forward):
             packed = pack(batch, device_of(model))
             with scope(), forward_precision(precision, device_of(model)):
-                hidden_LD = hidden_states(model, packed)
-            scores.extend(sequence_rewards(model, packed, hidden_LD=hidden_LD.float()).tolist())
+                hidden_SD = hidden_states(model, packed, packed.last_S)
+            scores.extend(sequence_rewards(model, packed, hidden_SD=hidden_SD.float()).tolist())
         return scores
 
     return score
