@@ -97,6 +97,7 @@ def test_a_part_that_mixes_tokens_is_found_out() -> None:
         )
         assert not scoring._trial_of_rows(model, row, "buckets", expected_LD)
 
+
 def test_a_part_that_cannot_be_cut_is_computed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise IndexError("a result with other axes")

@@ -296,7 +296,8 @@ def _run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_
 
 def _run(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor | None) -> Tensor:
     # Layers that the backward computes again would find the hooks gone.
-    if rows_n is not None and _route(model).prunes and not model.is_gradient_checkpointing:
+    again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if rows_n is not None and _route(model).prunes and not again:
         return _run_rows(model, packed, step, rows_n)
     hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
     return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trueward.core.errors import RunError
+from trueward.trainers.row_adamw import RowAdamW, gradient_values
 from trueward.trainers.settings import OptimSettings, Schedule
 
 __all__ = ["LR_SCALE", "build_optimizer", "device_of", "learning_rate", "trainable", "update"]
@@ -35,7 +36,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def build_optimizer(
     model: nn.Module, settings: OptimSettings, *, lr_scales: Mapping[str, float] | None = None
-) -> torch.optim.AdamW:
+) -> RowAdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters.
 
     Args:
@@ -62,7 +63,7 @@ def build_optimizer(
         groups.setdefault((decay, scales.get(name.partition(".")[0], 1.0)), []).append(parameter)
     betas = (settings.adam_beta1, settings.adam_beta2)
     # One pass over each tensor and no temporaries: 6 to 7 times as fast on a processor as the default.
-    return torch.optim.AdamW(
+    return RowAdamW(
         [{"params": p, "weight_decay": decay, LR_SCALE: scale} for (decay, scale), p in groups.items()],
         lr=settings.lr,
         betas=betas,
@@ -107,11 +108,14 @@ def update(
     Returns:
         The norm before clipping; where it or the loss is not finite, the step was skipped.
     """
-    with_grad = [p for p in parameters.values() if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None]))
+    grads = [gradient_values(p) for p in parameters.values() if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(grads))
     if math.isfinite(norm) and math.isfinite(loss):
         if max_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, torch.tensor(norm))
+            # The factor of torch's clip_grads_with_norm_, which scales no rows of a gradient.
+            factor = torch.clamp(max_norm / (torch.tensor(norm) + 1e-6), max=1.0)
+            for grad in grads:
+                grad.mul_(factor)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get(LR_SCALE, 1.0)
         optimizer.step()

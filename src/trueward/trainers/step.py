@@ -14,6 +14,7 @@ from trueward.core.errors import RunError
 from trueward.core.files import write_json
 from trueward.trainers.accumulate import StepObjective, accumulate
 from trueward.trainers.optim import learning_rate, update
+from trueward.trainers.row_adamw import gradient_values, row_gradients
 from trueward.trainers.settings import OptimSettings
 
 __all__ = ["StepSettings", "Stepped", "Trained", "check_skips", "take_step"]
@@ -74,14 +75,15 @@ def take_step(
         step: optimizer step, counted from 0, of `num_steps`; decides the learning rate.
         seed: seed of dropout in this step.
     """
-    got = accumulate(
-        trained.model,
-        objective,
-        items,
-        max_tokens=settings.max_tokens_per_forward,
-        precision=settings.precision,
-        seed=seed,
-    )
+    with row_gradients(trained.model, weight_decay=settings.weight_decay):
+        got = accumulate(
+            trained.model,
+            objective,
+            items,
+            max_tokens=settings.max_tokens_per_forward,
+            precision=settings.precision,
+            seed=seed,
+        )
     lr = learning_rate(step, num_steps, settings)
     norm = update(
         trained.optimizer, trained.parameters, loss=got.loss, lr=lr, max_norm=settings.max_grad_norm
@@ -101,7 +103,7 @@ def _dump(
     bad = [
         n
         for n, p in trained.parameters.items()
-        if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        if p.grad is not None and not bool(torch.isfinite(gradient_values(p)).all())
     ]
     write_json(
         trained.folder / "bad_batches" / f"step-{step:08d}.json",
