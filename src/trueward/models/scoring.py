@@ -9,21 +9,28 @@ Axes: L tokens of the row, N completion tokens, S sequences, D width, V vocabula
 """
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
 from trueward.data.chat import Completion, TokenGroup
-from trueward.models.attention import KEYWORD, NAME, AttentionStep, Unsupported, install, takes_packed_rows
-from trueward.models.head import Head, TokenScores, score_tokens
+from trueward.models.attention import NAME, AttentionStep, Unsupported, install, takes_packed_rows
+from trueward.models.head import TokenScores, score_tokens
+from trueward.models.inner import (
+    backbone_of,
+    check_positions,
+    evaluating,
+    head_of,
+    reference,
+    run_backbone,
+    unwrap,
+)
 from trueward.models.last_layer import last_layer_parts, only_rows
 from trueward.models.packing import Kernel, Packed, pack
 from trueward.models.plain import plain_hidden, plain_logits
@@ -73,89 +80,6 @@ _ROUTES: MutableMapping[nn.Module, _Route] = WeakKeyDictionary()
 _FALLBACKS: MutableMapping[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
-def unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a PEFT wrapper, adapters in place; a model without wrapper is returned
-    as it is.
-
-    Raises:
-        ModelError: no transformers model, or an adapter that changes the input (prompt tuning).
-    """
-    if isinstance(model, PeftModel):
-        if model.active_peft_config.is_prompt_learning:
-            raise ModelError(
-                "adapters that add prompt tokens are not supported",
-                value=model.active_peft_config.peft_type,
-                expected="LoRA or another adapter of weights",
-            )
-        model = model.get_base_model()
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError("this is no transformers model", value=type(model).__name__)
-    return model
-
-
-def _backbone(model: PreTrainedModel) -> PreTrainedModel:
-    backbone = model.base_model
-    if backbone is model or not isinstance(backbone, PreTrainedModel):
-        raise ModelError(
-            f"{type(model).__name__} does not say which part of it makes the hidden states",
-            remedy="use a model of the class AutoModelForCausalLM or AutoModelForSequenceClassification",
-        )
-    return backbone
-
-
-def check_positions(model: PreTrainedModel, longest: int) -> None:
-    """Refuse sequences beyond the positions a model was made for.
-
-    Raises:
-        ModelError: `longest` is greater than max_position_embeddings.
-    """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise ModelError(
-            f"a sequence is longer than the positions {type(model).__name__} knows",
-            value=longest,
-            expected=f"at most {limit} tokens",
-            remedy="lower max_tokens of the data or max_new_tokens of the rollouts",
-        )
-
-
-def head_of(model: PreTrainedModel) -> Head:
-    """The vocabulary head of a causal language model."""
-    module: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if module is None:
-        raise ModelError(f"{type(model).__name__} has no vocabulary head", expected="a causal language model")
-    return Head(module, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
-
-
-def run_backbone(
-    model: PreTrainedModel, input_ids_1L: Tensor, position_ids_1L: Tensor, step: AttentionStep
-) -> Tensor:
-    """hidden_LD of one row; every attention layer is computed by `step`."""
-    output = _backbone(model)(
-        input_ids=input_ids_1L,
-        position_ids=position_ids_1L,
-        # A ready 4D mask makes transformers build none; the step decides what sees what.
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids_1L.device),
-        use_cache=False,
-        **{KEYWORD: step},
-    )
-    hidden_LD: Tensor = output.last_hidden_state[0]
-    return hidden_LD
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode of every module is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _probe_row(num_words: int, device: torch.device) -> Packed:
     ids = [(7919 * i + 13) % num_words for i in range(20)]
     flags = (True,) * 4
@@ -197,7 +121,7 @@ def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Ten
 
 def _trial_of_rows(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Tensor) -> bool:
     """Whether the last layer computed on some rows gives these rows their hidden states."""
-    if not last_layer_parts(_backbone(model)):
+    if not last_layer_parts(backbone_of(model)):
         return False
     rows_n = row.last_S
     try:
@@ -216,7 +140,7 @@ def _find_route(model: PreTrainedModel) -> _Route:
     prunes = False
     with evaluating(model):
         row = _probe_row(model.config.get_text_config().vocab_size, model.device)
-        expected_LD = plain_hidden(_backbone(model), row)
+        expected_LD = plain_hidden(backbone_of(model), row)
         head = not hasattr(model, "score")
         if head:
             got_NV = head_of(model).logits(expected_LD[row.predict_N])
@@ -289,7 +213,7 @@ def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
 def _run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor) -> Tensor:
     """hidden_nD of rows that need not be distinct, with the last layer on them alone."""
     distinct_m, at_n = torch.unique(rows_n, return_inverse=True)
-    with only_rows(last_layer_parts(_backbone(model)), distinct_m, packed.num_tokens):
+    with only_rows(last_layer_parts(backbone_of(model)), distinct_m, packed.num_tokens):
         hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
     return hidden_LD.index_select(0, distinct_m).index_select(0, at_n)
 
@@ -322,7 +246,7 @@ def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None
     route = _route(inner)
     if route.kernel is None:
         _count(inner, route.reason, "padded")
-        hidden_LD = plain_hidden(_backbone(inner), packed)
+        hidden_LD = plain_hidden(backbone_of(inner), packed)
         return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)
     step = row_attention(inner, packed)
     try:
@@ -376,21 +300,6 @@ def score_completions(
     if hidden_ND is None:
         hidden_ND = hidden_states(model, packed, packed.predict_N)
     return score_tokens(head, hidden_ND, packed.labels_N, temperature=temperature, entropy=entropy)
-
-
-@contextmanager
-def reference(model: nn.Module) -> Iterator[nn.Module]:
-    """The frozen reference of a model with adapters: the model itself while its adapters are off.
-
-    Raises:
-        ModelError: the model has no adapters, so it holds no reference.
-    """
-    if not isinstance(model, PeftModel):
-        raise ModelError(
-            "a model without adapters does not hold its own reference", remedy="pass a reference model"
-        )
-    with model.disable_adapter():
-        yield model
 
 
 @torch.no_grad()

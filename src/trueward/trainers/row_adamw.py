@@ -87,7 +87,7 @@ class RowAdamW(torch.optim.AdamW):
                     self._step_rows(parameter, group)
                     later.append((parameter, parameter.grad))
                     parameter.grad = None
-        result = super().step(closure)  # type: ignore[no-untyped-call]  # untyped in torch
+        result = super().step(closure)
         for parameter, grad in later:
             parameter.grad = grad
         return result
@@ -130,7 +130,7 @@ class RowAdamW(torch.optim.AdamW):
             state["rows"] = rows_u[:0]
             state["exp_avg"] = state["exp_avg_sq"] = like.new_empty(0, width)
         before_r = state["rows"]
-        rows_r = torch.cat([before_r, rows_u]).unique()
+        rows_r = torch.unique(torch.cat([before_r, rows_u]))
         if len(rows_r) > len(before_r):
             at_r = torch.searchsorted(rows_r, before_r)
             for name in ("exp_avg", "exp_avg_sq"):
