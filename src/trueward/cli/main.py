@@ -158,6 +158,11 @@ for _name, _target, _text in (
     ("kto", "trueward.pipeline.kto:kto", "KTO or BCO on answers labelled desirable or not."),
     ("ppo", "trueward.pipeline.ppo:ppo", "PPO against the reward model, under a KL budget."),
     ("grpo", "trueward.pipeline.group:grpo", "GRPO and its relatives against verifiers."),
+    (
+        "distill",
+        "trueward.pipeline.distill:distill",
+        "Distil a teacher into the SFT model, on its own answers.",
+    ),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),
     (
         "gate",

@@ -75,6 +75,8 @@ for _name, _unit, _meaning in [
         "what the rewards of single completions are compared with: KL of mismatched pairs, or reward shift",
     ),
     ("weak_to_strong/alpha", "1", "weight of the student's own hard label beside the weak supervisor's"),
+    ("distill/agreement", "1", "share of trained tokens where teacher and student find one word most likely"),
+    ("distill/on_policy", "1", "share of the step's answers that the student drew itself"),
     ("reward", "1", "mean score of the completions of the iteration"),
     ("reward_std", "1", "standard deviation of those scores"),
     ("gold", "1", "mean true reward of the completions of the iteration, where a testbed knows it"),

@@ -44,6 +44,7 @@ __all__ = [
     "exact_kl_N",
     "fallbacks",
     "head_of",
+    "head_states",
     "hidden_states",
     "reference",
     "row_attention",
@@ -317,13 +318,13 @@ def exact_kl_N(
         kl_N, float32, nats, without gradient.
     """
     _check_temperature(temperature)
-    logits = [_logits_getter(model, packed)]
+    logits = [head_states(model, packed)]
     if ref_model is None:
         with reference(model):
             hidden_ND = hidden_states(model, packed, packed.predict_N)
         logits.append((unwrap(model), hidden_ND))
     else:
-        logits.append(_logits_getter(ref_model, packed))
+        logits.append(head_states(ref_model, packed))
     (inner, hidden_ND), (ref_inner, ref_hidden_ND) = logits
     num_words = inner.config.get_text_config().vocab_size
     on_cpu = hidden_ND.device.type == "cpu"
@@ -337,7 +338,12 @@ def exact_kl_N(
     return torch.cat(parts)
 
 
-def _logits_getter(model: nn.Module, packed: Packed) -> tuple[PreTrainedModel, Tensor]:
+def head_states(model: nn.Module, packed: Packed) -> tuple[PreTrainedModel, Tensor]:
+    """The model inside its wrapper, and hidden_ND whose logits predict the completion tokens.
+
+    Raises:
+        ModelError: what it does to its logits after the head is not known.
+    """
     inner = unwrap(model)
     if not _route(inner).head:
         raise ModelError(

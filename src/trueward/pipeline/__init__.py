@@ -6,6 +6,7 @@ run(workspace)
 
 from trueward.pipeline.command import resolve
 from trueward.pipeline.data import data
+from trueward.pipeline.distill import distill
 from trueward.pipeline.evaluate import evaluate
 from trueward.pipeline.evaluate import evaluate as eval
 from trueward.pipeline.gate import gate
@@ -23,6 +24,7 @@ __all__ = [
     "Recipe",
     "Workspace",
     "data",
+    "distill",
     "dpo",
     "eval",
     "evaluate",

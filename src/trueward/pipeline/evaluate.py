@@ -19,7 +19,7 @@ from trueward.pipeline.workspace import Begun, Workspace, hub_origin
 
 __all__ = ["POLICIES", "evaluate"]
 
-POLICIES = ("base", "sft", "dpo", "kto", "ppo", "grpo", "ppo_unbounded")
+POLICIES = ("base", "sft", "dpo", "kto", "ppo", "grpo", "distill", "ppo_unbounded")
 
 
 def evaluate(workspace: Workspace) -> None:

@@ -62,6 +62,10 @@ def _parts(recipe: Recipe, wanted: set[str], data: Counted) -> list[str]:
             f"{p.completions_per_prompt} = {p.prompts_per_iteration * p.completions_per_prompt} answers of "
             f"at most {p.max_new_tokens} tokens, each seen {p.epochs} times in {p.minibatches} updates"
         )
+    if "distill" in wanted:
+        share, drawn = recipe.distill.objective.on_policy, recipe.distill.objective.max_new_tokens
+        steps = _stage("distillation", recipe.distill.train, "answers", shown)
+        parts.append(f"{steps}, {share:.0%} of them the student's own, of at most {drawn} tokens")
     if wanted & {"eval", "evaluate"}:
         parts.append(f"evaluation draws {recipe.eval.prompts} answers from each model")
     if "gate" in wanted:

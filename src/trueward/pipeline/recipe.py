@@ -9,6 +9,7 @@ from trueward.core.config import Config
 from trueward.models.lora import LoraSettings
 from trueward.models.scratch import ScratchSettings
 from trueward.rewards import VerifierSettings
+from trueward.trainers.distill import DistillSettings
 from trueward.trainers.group_settings import GroupSettings
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.preference import PreferenceSettings
@@ -20,6 +21,7 @@ __all__ = [
     "STAGES",
     "DPOSection",
     "DataSection",
+    "DistillSection",
     "EvalSection",
     "GRPOSection",
     "KTOSection",
@@ -34,9 +36,21 @@ __all__ = [
     "TestbedSection",
 ]
 
-Stage = Literal["data", "sft", "reward", "dpo", "kto", "ppo", "grpo", "eval", "gate", "report"]
-STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "kto", "ppo", "grpo", "eval", "gate", "report")
-# Labels of single answers and verifiable answers are not in every data.
+Stage = Literal["data", "sft", "reward", "dpo", "kto", "ppo", "grpo", "distill", "eval", "gate", "report"]
+STAGES: tuple[Stage, ...] = (
+    "data",
+    "sft",
+    "reward",
+    "dpo",
+    "kto",
+    "ppo",
+    "grpo",
+    "distill",
+    "eval",
+    "gate",
+    "report",
+)
+# Labels of single answers, verifiable answers and a teacher are not at everybody's hand.
 _USUAL_STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")
 
 
@@ -182,6 +196,15 @@ class GRPOSection(Config):
     """On the testbed: kinds of prompts to train and measure on."""
 
 
+class DistillSection(Config):
+    """Distillation of a teacher into the SFT model, on answers of its own."""
+
+    teacher: str | None = None
+    """Folder, or hub id, of a causal language model with the base model's tokenizer and chat template."""
+    train: TrainSettings = TrainSettings()
+    objective: DistillSettings = DistillSettings()
+
+
 class EvalSection(Config):
     """Evaluation on held-out prompts."""
 
@@ -229,10 +252,10 @@ class Recipe(Config):
     of its own, in training and evaluation; null sends none."""
     profile: Literal["testbed", "real"] = "real"
     """Which of the charter's gates applies."""
-    release: Literal["sft", "dpo", "kto", "ppo", "best"] = "best"
+    release: Literal["sft", "dpo", "kto", "ppo", "distill", "best"] = "best"
     """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
     stages: tuple[Stage, ...] = _USUAL_STAGES
-    """Stages to run, in this order; all but kto and grpo if nothing is said."""
+    """Stages to run, in this order; all but kto, grpo and distill if nothing is said."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the metrics of every stage beside its metrics.jsonl."""
     model: ModelSection = ModelSection()
@@ -245,6 +268,7 @@ class Recipe(Config):
     kto: KTOSection = KTOSection()
     ppo: PPOSection = PPOSection()
     grpo: GRPOSection = GRPOSection()
+    distill: DistillSection = DistillSection()
     eval: EvalSection = EvalSection()
 
     @model_validator(mode="after")

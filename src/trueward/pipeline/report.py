@@ -13,7 +13,7 @@ from trueward.reports import read_summary, render_report, stage_table
 
 __all__ = ["build_summary", "report"]
 
-TRAINED = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "ppo_unbounded")
+TRAINED = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "distill", "ppo_unbounded")
 _TITLES = {"testbed": "Alignment on the testbed", "files": "Alignment on real feedback"}
 
 

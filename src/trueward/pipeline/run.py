@@ -6,6 +6,7 @@ from trueward.core.errors import RunError
 from trueward.core.trackers import check_trackers
 from trueward.models.heads import check_pad
 from trueward.pipeline.data import data
+from trueward.pipeline.distill import distill
 from trueward.pipeline.evaluate import evaluate
 from trueward.pipeline.gate import gate
 from trueward.pipeline.group import grpo
@@ -26,6 +27,7 @@ STAGE_FUNCTIONS: dict[Stage, Callable[[Workspace], object]] = {
     "kto": kto,
     "ppo": ppo,
     "grpo": grpo,
+    "distill": distill,
     "eval": evaluate,
     "gate": gate,
     "report": report,

@@ -2,6 +2,7 @@
 
 from trueward.trainers.checks import checked
 from trueward.trainers.diagnosis import diagnose
+from trueward.trainers.distill import DISTILL_METHODS, DistillSettings, train_distill
 from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models, weighted_reward
 from trueward.trainers.group import train_group
 from trueward.trainers.group_experience import GroupModels, group_models
@@ -53,9 +54,11 @@ from trueward.trainers.verified import Question, verified_reward
 from trueward.trainers.weak_to_strong import WeakToStrongSettings, train_weak_to_strong
 
 __all__ = [
+    "DISTILL_METHODS",
     "PREFERENCE_METHODS",
     "UNPAIRED_METHODS",
     "ConstraintSettings",
+    "DistillSettings",
     "GroupModels",
     "GroupReward",
     "GroupSettings",
@@ -97,6 +100,7 @@ __all__ = [
     "step_scorer",
     "token_table",
     "train",
+    "train_distill",
     "train_group",
     "train_ppo",
     "train_preference",
