@@ -27,7 +27,20 @@ PAGES = [
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 # Arguments of commands that take a recipe; what follows it are overrides.
-_RECIPE_COMMANDS = {"run", "pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo", "eval", "gate", "report"}
+_RECIPE_COMMANDS = {
+    "run",
+    "pretrain",
+    "sft",
+    "reward",
+    "dpo",
+    "kto",
+    "ppo",
+    "grpo",
+    "distill",
+    "eval",
+    "gate",
+    "report",
+}
 
 
 def name_of(page: Path) -> str:

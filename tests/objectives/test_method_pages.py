@@ -11,7 +11,18 @@ FOLDER = Path(__file__).parents[2] / "docs" / "methods"
 
 
 @pytest.mark.parametrize(
-    "page", ["sft", "reward-model", "dpo", "preference", "kto", "ppo", "policy-gradient", "weak-to-strong"]
+    "page",
+    [
+        "sft",
+        "reward-model",
+        "dpo",
+        "preference",
+        "kto",
+        "ppo",
+        "policy-gradient",
+        "distill",
+        "weak-to-strong",
+    ],
 )
 def test_snippets_run(page: str) -> None:
     text = (FOLDER / f"{page}.md").read_text(encoding="utf-8")
