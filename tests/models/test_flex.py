@@ -113,7 +113,9 @@ def test_both_ways_agree_forward_and_backward(
         out = plan.attend(nn.Module(), *inputs, scaling=scaling, dropout=0.0, window=window)
         results.append((out, *torch.autograd.grad((out * weights).sum(), inputs)))
     for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        # Float32 rounds by the size of what is summed: gradients of shared keys add those of many queries.
+        scale = max(1.0, float(expected.detach().abs().max()))
+        torch.testing.assert_close(got, expected, atol=1e-5 * scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

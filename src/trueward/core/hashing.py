@@ -15,7 +15,7 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def hash_bytes(data: bytes) -> str:
+def hash_bytes(data: bytes | memoryview) -> str:
     """SHA-256 of `data`, 64 hexadecimal characters."""
     return hashlib.sha256(data).hexdigest()
 

@@ -226,8 +226,9 @@ def fingerprint(model: nn.Module, *, frozen_only: bool = False) -> str:
     )
 
 
-def _raw(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def _raw(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, where they lie: a copy of every weight would cost as much as hashing it."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def trim_rows(path: Path, step: int) -> None:
