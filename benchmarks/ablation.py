@@ -30,7 +30,7 @@ from trueward.models.packing import Packed, pack
 from trueward.objectives.logprobs import token_logps
 from trueward.rollouts import local
 from trueward.rollouts.decoding import SharedDecoder
-from trueward.trainers import preference, reference
+from trueward.trainers import preference, reference, step
 from trueward.trainers.accumulate import LossSum
 from trueward.trainers.preference import PreferenceObjective, PreferencePair, PreferenceSettings
 
@@ -125,6 +125,10 @@ TRAINING: Mapping[str, Callable[[PreTrainedModel], AbstractContextManager[Any]]]
     "without shared prompts": lambda model: patch.object(reference, "pack", _unshared),
     "without completion-only head": lambda model: patch.object(reference, "score_completions", _whole_head),
     "without cached reference": _uncached,
+    "with the whole last layer": lambda model: patch.object(scoring, "last_layer_parts", lambda backbone: ()),
+    "with gradients of the vocabulary added by autograd": lambda model: patch.object(
+        step, "row_gradients", lambda model, **_: nullcontext()
+    ),
     "without kept memory (glibc's defaults)": _as_it_is,
     "with bfloat16": _as_it_is,
     "with torch.compile of norms and MLP": _compiled,

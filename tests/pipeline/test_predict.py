@@ -88,11 +88,15 @@ def test_weights_gradients_and_moments_by_hand(tmp_path: Path) -> None:
     count = 6 * (196_608 + 589_824 + 512) + 256 + 4_096_000
     parts = parts_of(sft, "end of the backward")
     assert read_shape(tmp_path / "model").num_parameters == count
+    # The step reads 5088 tokens, so 2912 of the 8000 words at least have no gradient; over the run all come.
+    assert sft.work.step_tokens == 5088
     assert (parts["weights"], parts["gradients"], parts["moments of AdamW"]) == (
         4 * count,
-        4 * count,
+        4 * (count - 2912 * 256),
         8 * count,
     )
+    decayed = recipe_for(tmp_path, SMALL, sft={"train": {"weight_decay": 0.1}})
+    assert parts_of(stage_of(decayed, "sft", device(10)), "end of the backward")["gradients"] == 4 * count
 
 
 def test_the_roles_are_those_the_stages_load(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ class Roles:
 
     base: of the model that is trained, its frozen part included. frozen: roles beside it, float32, by name.
     tables: vocabulary tables that are trained (0, 1, 2). tied: the trained table is head and embeddings.
+    looked_up: parameters of a trained table whose gradient and moments have only the rows that came (see
+        trainers.row_adamw).
     kept_policies: copies of the trained weights that PPO has at most, for its KL budget.
     """
 
@@ -91,12 +93,11 @@ class Roles:
     tables: int
     tied: bool
     scored: bool
+    looked_up: int = 0
     kept_policies: int = 0
 
 
-def _arithmetic(recipe: Recipe, stage: TrainedStage, *, gpu: bool) -> Arithmetic:
-    lora = recipe.reward.lora if stage == "reward" else recipe.model.lora
-    frozen = _BYTES[recipe.model.dtype] if lora is not None and stage != "reward" else _FLOAT
+def _settings(recipe: Recipe, stage: TrainedStage) -> TrainSettings | PPOSettings | GroupSettings:
     trains: dict[TrainedStage, TrainSettings | PPOSettings | GroupSettings] = {
         "sft": recipe.sft.train,
         "reward": recipe.reward.train,
@@ -104,10 +105,15 @@ def _arithmetic(recipe: Recipe, stage: TrainedStage, *, gpu: bool) -> Arithmetic
         "ppo": recipe.ppo.train,
         "grpo": recipe.grpo.train,
     }
-    train = trains[stage]
+    return trains[stage]
+
+
+def _arithmetic(recipe: Recipe, stage: TrainedStage, *, gpu: bool) -> Arithmetic:
+    lora = recipe.reward.lora if stage == "reward" else recipe.model.lora
+    frozen = _BYTES[recipe.model.dtype] if lora is not None and stage != "reward" else _FLOAT
     return Arithmetic(
         weight_bytes=frozen,
-        autocast=train.precision == "bfloat16",
+        autocast=_settings(recipe, stage).precision == "bfloat16",
         lora=0 if lora is None else lora.r,
         gpu=gpu,
     )
@@ -121,6 +127,8 @@ def roles_of(recipe: Recipe, shape: Shape, stage: TrainedStage, *, gpu: bool = F
     )
     base = shape.backbone_parameters if stage == "reward" else shape.num_parameters
     tables = (1 if shape.tied or stage == "reward" else 2) if lora is None or lora.train_embeddings else 0
+    untied = tables > 0 and (stage == "reward" or not shape.tied)
+    by_rows = untied and not gpu and not _settings(recipe, stage).weight_decay
     trained = base if lora is None else shape.adapter_parameters(lora.r) + tables * shape.table_parameters
     frozen: list[tuple[str, int]] = []
     kept = 0
@@ -146,6 +154,7 @@ def roles_of(recipe: Recipe, shape: Shape, stage: TrainedStage, *, gpu: bool = F
         tables=tables,
         tied=shape.tied,
         scored=stage != "reward",
+        looked_up=shape.table_parameters if by_rows else 0,
         kept_policies=kept,
     )
 
@@ -213,13 +222,20 @@ class _Stage:
         gradient = _FLOAT * self.shape.layer_parameters if self.roles.how.full else 0
         return _HALF * (2 * self.shape.layer_parameters + tables) + gradient
 
+    def _with_state(self, tokens: float) -> float:
+        """Trained weights that have a gradient, or moments, once so many tokens were read: as if all of them
+        were different words, which is the most there can be."""
+        absent = self.roles.looked_up * max(0.0, 1 - tokens / self.shape.vocab_size)
+        return (self.roles.trained - absent) / self.shards
+
     @property
     def gradients(self) -> float:
-        return _FLOAT * self.roles.trained / self.shards
+        return _FLOAT * self._with_state(self.work.step_tokens)
 
     @property
     def moments(self) -> float:
-        return 2 * _FLOAT * self.roles.trained / self.shards
+        steps = math.inf if self.work.steps is None else self.work.steps * self.work.updates
+        return 2 * _FLOAT * self._with_state(self.work.step_tokens * steps)
 
     @property
     def table(self) -> float:
@@ -251,7 +267,8 @@ class _Stage:
         ]
         head = [
             ("vocabulary head at work", _head(shape, row.scored, gpu=how.gpu)),
-            ("gradient of the head", self.table),
+            # Of several forwards the first has made it; the others add to it where it lies.
+            ("gradient of the head", 0.0 if work.forwards > 1 else self.table),
         ]
         start = [
             *held,
@@ -260,11 +277,13 @@ class _Stage:
             ("gradients at work", working_backward(shape, how, row)),
             *(head if self.roles.scored else []),
         ]
-        both = self.roles.tied and self.roles.scored
+        # On a processor autograd makes the rows that were looked up, else the whole table.
+        added = (self.roles.tied and self.roles.scored) or work.forwards > 1
+        looked_up = self.table if how.gpu else 2 * _FLOAT * shape.width * row.tokens
         end = [
             *held,
             ("gradients", self.gradients),
-            ("gradient of the embeddings, before it is added", self.table * (both + (work.forwards > 1))),
+            ("gradient of the embeddings, before it is added", looked_up * added),
             ("one layer's activations", layer + working_backward(shape, how, row)),
         ]
         moments = [
