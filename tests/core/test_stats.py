@@ -179,3 +179,32 @@ def test_what_has_no_answer_is_refused(call: object, message: str) -> None:
 def test_an_estimate_as_text() -> None:
     assert Estimate(0.5312, 0.488, 0.571, 100).shown() == "0.53 [0.49, 0.57]"
     assert Estimate(0.5312, 0.488, 0.571, 100).shown(1) == "0.5 [0.5, 0.6]"
+
+
+def test_groups_of_one_change_nothing_and_their_names_do_not_matter() -> None:
+    values = np.random.default_rng(0).random(50)
+    plain = bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, groups=[f"p{n}" for n in range(50)], seed=3) == plain
+
+
+def test_repeated_items_say_no_more_than_one_of_them() -> None:
+    """Each of 40 outcomes ten times: the mean stays, and so must the interval, to the last resample. Over
+    items it would be narrower by sqrt(10)."""
+    outcomes = np.random.default_rng(1).integers(0, 2, 40).astype(float)
+    once = bootstrap_mean(outcomes, seed=5)
+    tenfold = np.repeat(outcomes, 10)
+    grouped = bootstrap_mean(tenfold, groups=np.repeat(np.arange(40), 10).tolist(), seed=5)
+    assert grouped[:3] == pytest.approx(once[:3]) and grouped.n == 400
+    naive = bootstrap_mean(tenfold, seed=5)
+    ratio = (once.high - once.low) / (naive.high - naive.low)
+    assert ratio == pytest.approx(10**0.5, rel=0.1)
+    difference = paired_difference(tenfold, 1 - tenfold, groups=np.repeat(np.arange(40), 10).tolist(), seed=5)
+    assert difference[:3] == pytest.approx(paired_difference(outcomes, 1 - outcomes, seed=5)[:3])
+
+
+def test_groups_of_unequal_size_keep_the_mean_over_items() -> None:
+    """Groups (1, 1, 1) and (0): the mean over items is 3/4, not that of group means, 1/2."""
+    found = bootstrap_mean([1, 1, 1, 0], groups=["a", "a", "a", "b"])
+    assert (found.value, found.low, found.high) == (0.75, 0.0, 1.0)
+    with pytest.raises(EvidenceError, match="one group for each item"):
+        bootstrap_mean([1, 0], groups=["a"])

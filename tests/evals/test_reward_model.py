@@ -105,3 +105,20 @@ def test_wrong_input_raises(
 
 def test_outcomes_of_margins() -> None:
     assert pair_outcomes([2, -1, 0, 5], [1, 0.3, 1, 0.5]).tolist() == [1.0, 1.0, 0.5]
+
+
+def test_pairs_of_one_prompt_are_resampled_together() -> None:
+    """Twenty prompts of five pairs, all right or all wrong: the interval is that of twenty items. A tie in
+    between takes its group's name along, so that the others stay with their own."""
+    right = np.repeat(np.random.default_rng(0).integers(0, 2, 20), 5).astype(float)
+    groups = np.repeat(np.arange(20), 5).tolist()
+    plain = evaluate_reward_model(right, 1 - right)
+    grouped = evaluate_reward_model(right, 1 - right, groups=groups)
+    width = (grouped.accuracy.high - grouped.accuracy.low) / (plain.accuracy.high - plain.accuracy.low)
+    assert grouped.accuracy.value == plain.accuracy.value and 1.8 < width < 2.7
+    labels = [1.0] * 100
+    labels[7] = 0.5
+    tied = evaluate_reward_model(right, 1 - right, groups=groups, soft_labels=labels)
+    assert tied.groups == tuple(groups[:7] + groups[8:])
+    with pytest.raises(EvidenceError, match="one group for each pair"):
+        evaluate_reward_model([1.0], [0.0], groups=[1, 2])

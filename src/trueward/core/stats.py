@@ -1,11 +1,12 @@
 """Intervals, paired comparisons and calibration. Every figure carries its number of items.
 
-Bootstrap: percentile intervals over items (Efron & Tibshirani 1993, ch. 13), seeded. Proportions: Wilson
-score interval (Wilson 1927). ECE: Guo et al. 2017, eq. 3, with equal-width bins.
+Bootstrap: percentile intervals over items (Efron & Tibshirani 1993, ch. 13), seeded; over groups of items
+that share something, such as a prompt, where groups are given (Davison & Hinkley 1997, sec. 3.8).
+Proportions: Wilson score interval (Wilson 1927). ECE: Guo et al. 2017, eq. 3, with equal-width bins.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,27 +56,54 @@ def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return array
 
 
-def bootstrap_mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
-    """Mean of `values` with a percentile bootstrap interval over items.
+def bootstrap_mean(values: ArrayLike, *, groups: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
+    """Mean of `values` with a percentile bootstrap interval over items, or over groups of them.
+
+    Args:
+        groups: of each item, what it shares with others, such as its prompt. Whole groups are drawn, because
+            items that are alike say less than as many that are not. Groups of one item change nothing.
 
     Raises:
-        EvidenceError: empty or not finite.
+        EvidenceError: empty, not finite, or another number of groups.
     """
     array = _checked(values, "values")
+    sums, sizes = _grouped(array, groups)
     rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK_ITEMS // array.size)
+    rows = max(1, _CHUNK_ITEMS // sums.size)
     means: list[NDArray[np.float64]] = []
     done = 0
     while done < NUM_RESAMPLES:
         count = min(rows, NUM_RESAMPLES - done)
-        means.append(array[rng.integers(0, array.size, (count, array.size))].mean(axis=1))
+        drawn = rng.integers(0, sums.size, (count, sums.size))
+        means.append(sums[drawn].mean(axis=1) / sizes[drawn].mean(axis=1))
         done += count
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Estimate(float(array.mean()), float(low), float(high), array.size)
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Estimate:
-    """Mean of `first - second` over the same items, resampling items.
+def _grouped(
+    array: NDArray[np.float64], groups: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of items of each group, in the order in which groups are first seen."""
+    if groups is None:
+        return array, np.ones_like(array)
+    if len(groups) != array.size:
+        raise EvidenceError(
+            "there is not one group for each item", value=len(groups), expected=f"{array.size}"
+        )
+    numbers: dict[Hashable, int] = {}
+    index = [numbers.setdefault(group, len(numbers)) for group in groups]
+    sums = np.bincount(index, weights=array).astype(np.float64)
+    return sums, np.bincount(index).astype(np.float64)
+
+
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, *, groups: Sequence[Hashable] | None = None, seed: int = 0
+) -> Estimate:
+    """Mean of `first - second` over the same items, resampling items, or groups of them.
+
+    Args:
+        groups: as of `bootstrap_mean`.
 
     Raises:
         EvidenceError: the lists differ in length, are empty, or hold a value that is not finite.
@@ -85,7 +113,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> 
         raise EvidenceError(
             "paired lists differ in length", value=(a.size, b.size), expected="the same items"
         )
-    return bootstrap_mean(a - b, seed=seed)
+    return bootstrap_mean(a - b, groups=groups, seed=seed)
 
 
 def win_rate(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Estimate:

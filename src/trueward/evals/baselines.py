@@ -8,7 +8,7 @@ Axes: B pairs, V words, E entries of the sparse counts.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from trueward.core.errors import EvidenceError
 from trueward.core.stats import Estimate, bootstrap_mean, paired_difference
-from trueward.evals.reward_model import RewardModelReport, labels_of, pair_outcomes
+from trueward.evals.reward_model import RewardModelReport, labelled_groups, labels_of, pair_outcomes
 
 __all__ = [
     "Baseline",
@@ -46,16 +46,25 @@ class Baseline:
     """1, 0.5 or 0 for each labelled pair, in order."""
 
 
-def _baseline(name: str, margins: ArrayLike, soft_labels: ArrayLike | None, seed: int) -> Baseline:
+def _baseline(
+    name: str,
+    margins: ArrayLike,
+    soft_labels: ArrayLike | None,
+    groups: Sequence[Hashable] | None,
+    seed: int,
+) -> Baseline:
     outcomes = pair_outcomes(margins, soft_labels)
+    kept = labelled_groups(groups, labels_of(np.asarray(margins).size, soft_labels))
     return Baseline(
-        name=name, accuracy=bootstrap_mean(outcomes, seed=seed), outcomes=tuple(outcomes.tolist())
+        name=name,
+        accuracy=bootstrap_mean(outcomes, groups=kept, seed=seed),
+        outcomes=tuple(outcomes.tolist()),
     )
 
 
 def chance_baseline(num_pairs: int, *, soft_labels: ArrayLike | None = None) -> Baseline:
     """Half of the labelled pairs, exactly: the expectation of a coin, not one throw of it."""
-    return _baseline("chance", np.zeros(num_pairs), labels_of(num_pairs, soft_labels), 0)
+    return _baseline("chance", np.zeros(num_pairs), labels_of(num_pairs, soft_labels), None, 0)
 
 
 def longer_answer_baseline(
@@ -63,6 +72,7 @@ def longer_answer_baseline(
     rejected_tokens: ArrayLike,
     *,
     soft_labels: ArrayLike | None = None,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Baseline:
     """The answer with more tokens is taken for the better one; equal lengths count half.
@@ -71,6 +81,7 @@ def longer_answer_baseline(
         chosen_tokens: tokens of each chosen answer, shape (B,).
         rejected_tokens: tokens of each rejected answer, same order.
         soft_labels: P(chosen is better), each in [0, 1]; None means 1.
+        groups: what pairs share, such as the prompt; intervals resample groups. None means nothing.
         seed: of the bootstrap.
 
     Raises:
@@ -81,7 +92,7 @@ def longer_answer_baseline(
         raise EvidenceError(
             "there are not as many chosen as rejected", value=(chosen_B.shape, rejected_B.shape)
         )
-    return _baseline("longer answer", chosen_B - rejected_B, soft_labels, seed)
+    return _baseline("longer answer", chosen_B - rejected_B, soft_labels, groups, seed)
 
 
 def _counts(text: str) -> Counter[str]:
@@ -219,9 +230,10 @@ def bag_of_words_baseline(
     rejected: Sequence[str],
     *,
     soft_labels: ArrayLike | None = None,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Baseline:
-    """A fitted word judge on held-out pairs.
+    """A fitted word judge on held-out pairs; `groups` as of `longer_answer_baseline`.
 
     Raises:
         EvidenceError: counts that differ, no pairs, or labels that prefer nothing.
@@ -229,7 +241,7 @@ def bag_of_words_baseline(
     if len(chosen) != len(rejected):
         raise EvidenceError("there are not as many chosen as rejected", value=(len(chosen), len(rejected)))
     margins = [judge("", a) - judge("", b) for a, b in zip(chosen, rejected, strict=True)]
-    return _baseline("bag-of-words", margins, soft_labels, seed)
+    return _baseline("bag-of-words", margins, soft_labels, groups, seed)
 
 
 def verdict(report: RewardModelReport, baselines: Sequence[Baseline], *, seed: int = 0) -> str:
@@ -250,7 +262,7 @@ def verdict(report: RewardModelReport, baselines: Sequence[Baseline], *, seed: i
                 value=(len(baseline.outcomes), len(report.outcomes)),
                 expected="the same pairs and the same soft labels",
             )
-        difference = paired_difference(report.outcomes, baseline.outcomes, seed=seed)
+        difference = paired_difference(report.outcomes, baseline.outcomes, groups=report.groups, seed=seed)
         word = "beats" if difference.low > 0 else "is worse than" if difference.high < 0 else "does not beat"
         lines.append(
             f"{word} the {baseline.name} baseline: "

@@ -7,6 +7,7 @@ label says so too: a pair counts once, seen from the answer that the reward mode
 Axes: B pairs.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from trueward.core.stats import (
     reliability_bins,
 )
 
-__all__ = ["RewardModelReport", "evaluate_reward_model", "labels_of", "pair_outcomes"]
+__all__ = ["RewardModelReport", "evaluate_reward_model", "labelled_groups", "labels_of", "pair_outcomes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class RewardModelReport:
     """Mean of score(better) - score(worse) over labelled pairs, in units of the reward."""
     outcomes: tuple[float, ...]
     """1, 0.5 or 0 for each labelled pair, in order: for paired comparisons."""
+    groups: tuple[Hashable, ...] | None
+    """Group of each labelled pair, in order, where pairs share prompts; intervals resample groups."""
     tied_labels: int
     """Pairs whose label prefers neither; not in accuracy and margin, but in the calibration."""
     tied_scores: int
@@ -109,6 +112,7 @@ def evaluate_reward_model(
     *,
     soft_labels: ArrayLike | None = None,
     gold_differences: ArrayLike | None = None,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> RewardModelReport:
     """Judge a reward model by its scores of held-out pairs.
@@ -124,6 +128,7 @@ def evaluate_reward_model(
         rewards_rejected: scores of the rejected answers, same order.
         soft_labels: P(chosen is better), shape (B,), each in [0, 1]; None means 1.
         gold_differences: true reward of chosen minus that of rejected, shape (B,), where it is known.
+        groups: what pairs share, such as the prompt, in the same order; None means nothing.
         seed: of the bootstrap.
 
     Raises:
@@ -149,9 +154,10 @@ def evaluate_reward_model(
     agreement_B = 0.5 + np.sign(margins_B) * (labels_B - 0.5)
     bins = tuple(reliability_bins(confidence_B, agreement_B))
     better_B = np.sign(labels_B - 0.5)
-    gold_accuracy, gold_ties = _gold(margins_B, gold_differences, seed)
+    gold_accuracy, gold_ties = _gold(margins_B, gold_differences, groups, seed)
+    labelled = labelled_groups(groups, labels_B)
     return RewardModelReport(
-        accuracy=bootstrap_mean(outcomes, seed=seed),
+        accuracy=bootstrap_mean(outcomes, groups=labelled, seed=seed),
         ece=expected_calibration_error(bins),
         bins=bins,
         loss=float(
@@ -159,6 +165,7 @@ def evaluate_reward_model(
         ),
         mean_margin=float((margins_B * better_B)[better_B != 0].mean()),
         outcomes=tuple(outcomes.tolist()),
+        groups=labelled,
         tied_labels=int((better_B == 0).sum()),
         tied_scores=int((margins_B == 0).sum()),
         gold_accuracy=gold_accuracy,
@@ -166,8 +173,28 @@ def evaluate_reward_model(
     )
 
 
+def labelled_groups(
+    groups: Sequence[Hashable] | None, labels_B: NDArray[np.float64]
+) -> tuple[Hashable, ...] | None:
+    """The groups of the pairs that `pair_outcomes` keeps.
+
+    Raises:
+        EvidenceError: another number of groups.
+    """
+    if groups is None:
+        return None
+    if len(groups) != labels_B.size:
+        raise EvidenceError(
+            "there is not one group for each pair", value=len(groups), expected=f"{labels_B.size}"
+        )
+    return tuple(group for group, label in zip(groups, labels_B, strict=True) if label != 0.5)
+
+
 def _gold(
-    margins_B: NDArray[np.float64], gold_differences: ArrayLike | None, seed: int
+    margins_B: NDArray[np.float64],
+    gold_differences: ArrayLike | None,
+    groups: Sequence[Hashable] | None,
+    seed: int,
 ) -> tuple[Estimate | None, int]:
     if gold_differences is None:
         return None, 0
@@ -180,7 +207,8 @@ def _gold(
     if not ordered_B.any():
         return None, gold_B.size
     outcomes = pair_outcomes(margins_B[ordered_B], gold_B[ordered_B] > 0)
-    return bootstrap_mean(outcomes, seed=seed), int((~ordered_B).sum())
+    kept = labelled_groups(groups, np.where(ordered_B, 1.0, 0.5))
+    return bootstrap_mean(outcomes, groups=kept, seed=seed), int((~ordered_B).sum())
 
 
 def _finite(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -88,7 +88,13 @@ def judge_pairs(
         model, pairs, max_tokens_per_forward=max_tokens_per_forward, precision=precision
     )
     labels = [1.0 if pair.soft_label is None else pair.soft_label for pair in pairs]
-    return evaluate_reward_model(chosen, rejected, soft_labels=labels, gold_differences=gold_differences)
+    return evaluate_reward_model(
+        chosen,
+        rejected,
+        soft_labels=labels,
+        gold_differences=gold_differences,
+        groups=[pair.group.prompt_ids for pair in pairs],
+    )
 
 
 def reward_looks(pairs: Sequence[RewardPair], settings: TrainSettings) -> Evaluate | None:

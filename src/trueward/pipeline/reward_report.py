@@ -61,15 +61,20 @@ def measure_reward(
         max_tokens_per_forward=workspace.recipe.eval.max_tokens_per_forward,
         gold_differences=gold if len(gold) == len(records) else None,
     )
+    asked = [group.prompt_ids for group in groups]
     lengths = np.array([[len(c.ids) for c in group.completions] for group in groups])
     judge = fit_bag_of_words(
         [r.chosen for r in data.train], [r.rejected for r in data.train], soft_labels=_labels(data.train)
     )
     baselines = [
         chance_baseline(len(records), soft_labels=labels),
-        longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels),
+        longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels, groups=asked),
         bag_of_words_baseline(
-            judge, [r.chosen for r in records], [r.rejected for r in records], soft_labels=labels
+            judge,
+            [r.chosen for r in records],
+            [r.rejected for r in records],
+            soft_labels=labels,
+            groups=asked,
         ),
     ]
     best = max(baselines, key=lambda b: b.accuracy.value)
@@ -80,7 +85,9 @@ def measure_reward(
     )
     metrics = {
         "rm_accuracy": report.accuracy,
-        "rm_accuracy_margin_over_best_baseline": paired_difference(report.outcomes, best.outcomes),
+        "rm_accuracy_margin_over_best_baseline": paired_difference(
+            report.outcomes, best.outcomes, groups=report.groups
+        ),
         "rm_ece": Estimate(report.ece, report.ece, report.ece, len(records)),
         "rm_invariance": invariance.estimate(),
     }

@@ -288,7 +288,7 @@ def evaluate_preference(
     max_tokens_per_forward: int,
     precision: Precision = "float32",
 ) -> PreferenceEvaluation:
-    """Loss, accuracy and margins on held-out pairs (made by `preference_pairs`).
+    """Loss, accuracy and margins on held-out pairs (made by `preference_pairs`); intervals resample prompts.
 
     Raises:
         DataError: no pairs.
@@ -307,7 +307,10 @@ def evaluate_preference(
         columns["margin"].append((out.chosen_rewards_B - out.rejected_rewards_B).cpu())
         for side, parts in (scores.changes(refs_B2) if refs_B2 is not None else {}).items():
             changes[side] = [total + float(part) for total, part in zip(changes[side], parts, strict=True)]
-    estimates = {name: bootstrap_mean(torch.cat(parts).numpy()) for name, parts in columns.items()}
+    asked = [pair.group.prompt_ids for pair in pairs]
+    estimates = {
+        name: bootstrap_mean(torch.cat(parts).numpy(), groups=asked) for name, parts in columns.items()
+    }
     means = {side: change / tokens if tokens else None for side, (change, tokens) in changes.items()}
     return PreferenceEvaluation(
         estimates["loss"], estimates["accuracy"], estimates["margin"], means["chosen"], means["rejected"]

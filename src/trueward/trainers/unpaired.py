@@ -356,7 +356,7 @@ def evaluate_unpaired(
     max_tokens_per_forward: int,
     precision: Precision = "float32",
 ) -> UnpairedEvaluation:
-    """Loss and accuracy on held-out completions (made by `unpaired_examples`).
+    """Loss and accuracy on held-out completions (made by `unpaired_examples`); intervals resample prompts.
 
     Raises:
         DataError: no examples.
@@ -376,6 +376,9 @@ def evaluate_unpaired(
         labels_B = _labels(batch, out.loss_B)
         losses.append(out.loss_B.cpu())
         right.append((0.5 + 0.5 * torch.where(labels_B, signs_B, -signs_B)).cpu())
+    asked = [example.group.prompt_ids for example in examples]
     return UnpairedEvaluation(
-        bootstrap_mean(torch.cat(losses).numpy()), bootstrap_mean(torch.cat(right).numpy()), baseline
+        bootstrap_mean(torch.cat(losses).numpy(), groups=asked),
+        bootstrap_mean(torch.cat(right).numpy(), groups=asked),
+        baseline,
     )
