@@ -12,6 +12,7 @@ from trueward.core.hashing import hash_file, hash_json, short
 from trueward.data.dataset import DatasetInfo, DatasetVersion, open_dataset, write_dataset
 from trueward.data.export import export_file
 from trueward.data.importers import ImportResult, import_file
+from trueward.data.pairing import PairedLabels
 from trueward.data.records import Meta, Prompt, Record
 from trueward.pipeline.inputs import data_files, renamed, short_names
 from trueward.pipeline.workspace import Workspace
@@ -71,11 +72,15 @@ def _import_files(workspace: Workspace, files: list[Path]) -> DatasetVersion:
             file, quarantine=quarantine, format=section.format, meta=meta, max_bad=section.max_bad
         )
         imports.append(item)
-        records.append(renamed(item, file, name))
+        records.append(renamed(item, file, name, one_of_many=len(files) > 1))
     info = dataset_info(workspace, test=section.test_share, licence=section.licence)
-    version = write_dataset(folder, "feedback", chain.from_iterable(records), imports=imports, info=info)
+    chained = chain.from_iterable(records)
+    paired = PairedLabels(chained) if section.pair_labels else None
+    version = write_dataset(folder, "feedback", paired or chained, imports=imports, info=info)
     for item in imports:
         workspace.say(f"{item.detected}: {item.summary()}")
+    if paired is not None:
+        workspace.say(paired.summary())
     splits = ", ".join(f"{count:,} {split}" for split, count in version.manifest["splits"].items())
     workspace.say(f"data set feedback {short(version.hash)}: {version.num_records:,} records ({splits})")
     return version

@@ -81,8 +81,17 @@ def short_names(files: list[Path]) -> list[str]:
     return names
 
 
-def renamed(records: Iterable[Record], file: Path, name: str) -> Iterator[Record]:
-    """The records of `file` under ids that start with its name, where that is not its own."""
-    prefix = name.removesuffix(file.name)
+def renamed(
+    records: Iterable[Record], file: Path, name: str, *, one_of_many: bool = False
+) -> Iterator[Record]:
+    """The records of `file` under ids that start with its name, where that is not its own.
+
+    Args:
+        one_of_many: other files come beside it; then ids that the rows state start with its name too, because
+            rows of several files may state the same ones.
+    """
+    prefix, stem = name.removesuffix(file.name), file.name.split(".")[0]
     for record in records:
-        yield replace(record, id=f"{prefix}{record.id}") if prefix else record
+        stated = one_of_many and not prefix and not record.id.startswith(stem)
+        start = f"{stem}/" if stated else prefix
+        yield replace(record, id=f"{start}{record.id}") if start else record

@@ -78,6 +78,8 @@ class DataSection(Config):
     """Name of an importer; `auto` detects it and says what it found."""
     max_bad: float = Field(0.01, ge=0, le=1)
     """Largest share of unusable rows; above it the import fails. All of them are quarantined and counted."""
+    pair_labels: bool = False
+    """Make comparisons of labelled answers to one prompt: good over bad, every answer at most once."""
     licence: str = ""
     """Licence of the data, kept with every record."""
     max_tokens: int = Field(512, ge=8)
