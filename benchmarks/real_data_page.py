@@ -19,7 +19,8 @@ Public collections through the recipes as they ship, on a model of {parameters} 
 good.** Everything below is written by the program:
 
 ```
-{commands}
+python -m benchmarks.real_data --data FOLDER --model MODEL
+python -m benchmarks.real_data --write
 ```
 
 Intervals are 95 %, over held-out prompts: pairs that share a prompt are resampled together. No prompt is on
@@ -170,8 +171,7 @@ _SECTIONS = {"pairs": _pairs, "labels": _labels, "maths": _maths, "verifiers": _
 
 def page(lines: Sequence[Line], *, parameters: str) -> str:
     """The whole page; a part without lines is left out."""
-    commands = "\n".join(sorted({line.command for line in lines}))
-    parts = [_HEAD.format(parameters=parameters, commands=commands)]
+    parts = [_HEAD.format(parameters=parameters)]
     for part, section in _SECTIONS.items():
         if found := select(lines, [part]):
             parts.append(section(found))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trueward.core.stats import Estimate, paired_difference
+from trueward.data.chat import TokenGroup
 from trueward.data.records import Comparison
 from trueward.evals import (
     Baseline,
@@ -49,7 +50,6 @@ def measure_reward(
     groups, _ = tokenised(scorer, data.test, max_tokens=workspace.recipe.data.max_tokens)
     kept = {group.id for group in groups}
     records = [record for record in data.test if record.id in kept]
-    labels = _labels(records)
     gold = [
         float(r.meta.extra["gold_chosen"]) - float(r.meta.extra["gold_rejected"])
         for r in records
@@ -61,22 +61,7 @@ def measure_reward(
         max_tokens_per_forward=workspace.recipe.eval.max_tokens_per_forward,
         gold_differences=gold if len(gold) == len(records) else None,
     )
-    asked = [group.prompt_ids for group in groups]
-    lengths = np.array([[len(c.ids) for c in group.completions] for group in groups])
-    judge = fit_bag_of_words(
-        [r.chosen for r in data.train], [r.rejected for r in data.train], soft_labels=_labels(data.train)
-    )
-    baselines = [
-        chance_baseline(len(records), soft_labels=labels),
-        longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels, groups=asked),
-        bag_of_words_baseline(
-            judge,
-            [r.chosen for r in records],
-            [r.rejected for r in records],
-            soft_labels=labels,
-            groups=asked,
-        ),
-    ]
+    baselines = _baselines(data, records, groups)
     best = max(baselines, key=lambda b: b.accuracy.value)
     invariance = reward_invariance(
         scorer.model,
@@ -108,6 +93,28 @@ def measure_reward(
         template=scorer.template_hash,
         data=data,
     )
+
+
+def _baselines(
+    data: FeedbackData[Comparison], records: Sequence[Comparison], groups: Sequence[TokenGroup]
+) -> list[Baseline]:
+    """Chance, the longer answer and a bag of words of the training pairs, on the held-out ones."""
+    labels, asked = _labels(records), [group.prompt_ids for group in groups]
+    lengths = np.array([[len(c.ids) for c in group.completions] for group in groups])
+    judge = fit_bag_of_words(
+        [r.chosen for r in data.train], [r.rejected for r in data.train], soft_labels=_labels(data.train)
+    )
+    return [
+        chance_baseline(len(records), soft_labels=labels),
+        longer_answer_baseline(lengths[:, 0], lengths[:, 1], soft_labels=labels, groups=asked),
+        bag_of_words_baseline(
+            judge,
+            [r.chosen for r in records],
+            [r.rejected for r in records],
+            soft_labels=labels,
+            groups=asked,
+        ),
+    ]
 
 
 def _labels(records: Sequence[Comparison]) -> list[float]:

@@ -17,7 +17,7 @@ from trueward.models.heads import reward_from_causal
 from trueward.models.load import LoadedModel
 from trueward.models.lora import apply_lora
 from trueward.models.reward_adapter import save_reward_adapter
-from trueward.pipeline.datasets import FeedbackData, decided, demonstrations, pairs
+from trueward.pipeline.datasets import Decided, FeedbackData, decided, demonstrations, pairs
 from trueward.pipeline.held_out import judge_pairs, preference_looks, reward_looks, sft_looks
 from trueward.pipeline.online import online_dpo
 from trueward.pipeline.training import (
@@ -128,6 +128,10 @@ def reward(workspace: Workspace) -> None:
     test_groups, test_dropped = tokenised(parent, data.test, max_tokens=recipe.data.max_tokens)
     counts = check(workspace, parent, groups, dropped)
     check(workspace, parent, test_groups, test_dropped, quiet=True)
+    if ties := decided(data.train).ties:
+        workspace.say(
+            f"reward model: {ties:,} of {len(data.train):,} comparisons are ties, learnt as one half each"
+        )
     model = _reward_model(workspace, parent)
     settings = settings_of(workspace, "reward", recipe.reward.train)
     held_pairs = reward_pairs(test_groups, data.test)
@@ -160,17 +164,16 @@ def reward(workspace: Workspace) -> None:
     )
 
 
-def _preferences(
-    workspace: Workspace, data: FeedbackData[Comparison]
-) -> tuple[list[Comparison], list[Comparison]]:
+def _preferences(workspace: Workspace, data: FeedbackData[Comparison]) -> tuple[Decided, Decided]:
     """Training and test pairs for DPO and its kin, whose losses know no soft label."""
     train, test = decided(data.train), decided(data.test)
-    if train.ties or train.turned:
+    if train.ties or train.turned or test.ties:
         workspace.say(
             f"DPO: {train.ties:,} ties of {len(data.train):,} comparisons are left out, and {train.turned:,} "
-            "whose soft label prefers the rejected answer are turned round"
+            f"whose soft label prefers the rejected answer are turned round; {test.ties:,} of "
+            f"{len(data.test):,} held out are ties too"
         )
-    return train.records, test.records
+    return train, test
 
 
 def dpo(workspace: Workspace) -> None:
@@ -187,8 +190,8 @@ def dpo(workspace: Workspace) -> None:
     if begun.done:
         return
     train, test = _preferences(workspace, data)
-    groups, dropped = tokenised(policy, train, max_tokens=recipe.data.max_tokens)
-    test_groups, test_dropped = tokenised(policy, test, max_tokens=recipe.data.max_tokens)
+    groups, dropped = tokenised(policy, train.records, max_tokens=recipe.data.max_tokens)
+    test_groups, test_dropped = tokenised(policy, test.records, max_tokens=recipe.data.max_tokens)
     counts = check(workspace, policy, groups, dropped)
     check(workspace, policy, test_groups, test_dropped, quiet=True)
     settings = settings_of(workspace, "dpo", recipe.dpo.train)
@@ -223,6 +226,7 @@ def dpo(workspace: Workspace) -> None:
         results={
             **training_figures(result),
             "preflight": counts,
+            "ties": {"train": train.ties, "test": test.ties},
             "held_out": {"accuracy": held.accuracy._asdict()},
         },
         model=digest,
