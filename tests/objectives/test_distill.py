@@ -15,6 +15,7 @@ from trueward.objectives.distill import (
     forward_kl,
     generalized_jsd,
     reverse_kl,
+    weak_answers,
     weak_to_strong,
 )
 
@@ -182,3 +183,25 @@ def test_weak_to_strong_extremes_and_wrong_input() -> None:
         options = {"alpha": 0.1, "threshold": 0.5, option: 1.1}
         with pytest.raises(ValueError, match=rf"{option} must be finite and in \[0, 1\], got 1.1"):
             weak_to_strong(logits, torch.zeros(2), **options)
+
+
+def test_weak_answers_by_hand_and_masked() -> None:
+    # Probabilities (3/4, 1/4); the supervisor says the second word, the student finds the first likelier:
+    # -(1/2) log(1/4) - (1/2) log(3/4) = (1/2) log(16/3).
+    weak, own = torch.tensor([[math.log(1 / 4)]], dtype=F64), torch.tensor([[math.log(3 / 4)]], dtype=F64)
+    counted = torch.tensor([[True]])
+    out = weak_answers(weak, own, counted, alpha=0.5)
+    assert float(out.loss_BT) == pytest.approx(0.5 * math.log(16 / 3), rel=1e-12)
+    assert float(weak_answers(weak, own, counted, alpha=0.0).loss_BT) == pytest.approx(math.log(4))
+    garbage = torch.tensor([[math.nan]], dtype=F64, requires_grad=True)
+    masked = weak_answers(garbage, garbage, torch.tensor([[False]]), alpha=0.5).loss_BT
+    masked.sum().backward()  # type: ignore[no-untyped-call]
+    assert float(masked.detach()) == 0
+    assert garbage.grad is not None and float(garbage.grad) == 0
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
+def test_weak_answers_refuse_alpha_out_of_range(alpha: float) -> None:
+    logps = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="alpha"):
+        weak_answers(logps, logps, torch.tensor([[True]]), alpha=alpha)

@@ -30,3 +30,10 @@ def weak_to_strong(logit: float, weak: float, alpha: float, threshold: float) ->
         return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
     return (1 - alpha) * cross_entropy(weak) + alpha * cross_entropy(1.0 if p > threshold else 0.0)
+
+
+def weak_answer(logits_V: list[float], weak: int, alpha: float) -> float:
+    """(1 - alpha) CE(f, weak word) + alpha CE(f, the word that f finds most likely)."""
+    p_V = softmax(logits_V)
+    own = max(range(len(p_V)), key=lambda word: p_V[word])
+    return -(1 - alpha) * math.log(p_V[weak]) - alpha * math.log(p_V[own])

@@ -163,6 +163,11 @@ for _name, _target, _text in (
         "trueward.pipeline.distill:distill",
         "Distil a teacher into the SFT model, on its own answers.",
     ),
+    (
+        "weak-to-strong",
+        "trueward.pipeline.weak_to_strong:weak_to_strong",
+        "A strong model from a weak supervisor's labels, and how much of the gap it closes.",
+    ),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),
     (
         "gate",

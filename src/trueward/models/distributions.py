@@ -45,15 +45,18 @@ def over_vocabulary(
     compute: Callable[..., tuple[Tensor, ...]],
     *,
     num_words: int,
+    per_token: Sequence[Tensor] = (),
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Apply `compute` to the logits of one or more models, chunk by chunk, and join what it gives.
 
     Args:
         models: for the same N tokens each.
-        compute: from logits_nV of each model, float32 or better, to tensors with first axis n. It is called
-            again in the backward, so it must be a function of its input alone.
+        compute: from logits_nV of each model, float32 or better, and the chunk of each of `per_token`, to
+            tensors with first axis n. It is called again in the backward, so it must be a function of its
+            input alone.
         num_words: V; logits beyond are left out.
+        per_token: tensors with first axis N, without gradient.
         chunk_tokens: n; None: as many as make chunks of 2 ** 22 logits, on a GPU 2 ** 26.
 
     Returns:
@@ -71,15 +74,17 @@ def over_vocabulary(
     size = chunk_tokens or fitting
     heads = [model.head for model in models]
 
-    def one(*hidden: Tensor) -> tuple[Tensor, ...]:
-        return compute(*(_logits(head, h_nD, num_words) for head, h_nD in zip(heads, hidden, strict=True)))
+    def one(given: Sequence[Tensor], *hidden: Tensor) -> tuple[Tensor, ...]:
+        logits = [_logits(head, h_nD, num_words) for head, h_nD in zip(heads, hidden, strict=True)]
+        return compute(*logits, *given)
 
     parts = []
     for start in range(0, num_tokens, size):
-        hidden = [model.hidden_ND[start : start + size] for model in models]
+        at = slice(start, start + size)
+        hidden, given = [model.hidden_ND[at] for model in models], [values[at] for values in per_token]
         # A single chunk is held whole in any case; computing it twice would save nothing.
         again = torch.is_grad_enabled() and num_tokens > size
-        parts.append(checkpoint(one, *hidden, use_reentrant=False) if again else one(*hidden))
+        parts.append(checkpoint(one, given, *hidden, use_reentrant=False) if again else one(given, *hidden))
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 

@@ -17,11 +17,13 @@ from trueward.objectives.advantages import (
 )
 from trueward.objectives.distill import (
     DistillLoss,
+    WeakAnswerLoss,
     WeakToStrongLoss,
     confidence_threshold,
     forward_kl,
     generalized_jsd,
     reverse_kl,
+    weak_answers,
     weak_to_strong,
 )
 from trueward.objectives.importance import ImportanceWeights, masked_importance, truncated_importance
@@ -123,6 +125,7 @@ __all__ = [
     "TiesLoss",
     "UnpairedLoss",
     "ValueLoss",
+    "WeakAnswerLoss",
     "WeakToStrongLoss",
     "accuracy",
     "apo_down",
@@ -181,6 +184,7 @@ __all__ = [
     "token_rewards",
     "truncated_importance",
     "update_log_lambda",
+    "weak_answers",
     "weak_to_strong",
     "whiten",
     "zero_masked",

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from trueward.objectives import _checks
 from trueward.objectives.kl import exact
+from trueward.objectives.reduce import zero_masked
 
 
 class DistillLoss(NamedTuple):
@@ -139,6 +140,44 @@ def weak_to_strong(
     # Cross-entropy is linear in the label, so the two terms are one with the mixed label.
     loss_B = -label_B * logsigmoid(logits_B) - (1 - label_B) * logsigmoid(-logits_B)
     return WeakToStrongLoss(loss_B, hardened_B)
+
+
+class WeakAnswerLoss(NamedTuple):
+    """Unreduced loss, nats per token, 0 where uncounted."""
+
+    loss_BT: Tensor
+
+
+def weak_answers(
+    weak_logps_BT: Tensor, own_logps_BT: Tensor, mask_BT: Tensor, *, alpha: float
+) -> WeakAnswerLoss:
+    """Confidence loss for answers: -(1 - alpha) log p(weak token) - alpha log p(own likeliest token).
+
+    The form of `weak_to_strong` with one class for each word: the hardened label is the word that the student
+    itself finds most likely, so there is no threshold. The paper has two classes; this is our extension.
+
+    Args:
+        weak_logps_BT: log-probs, under the student, of the tokens that the weak supervisor wrote, nats.
+        own_logps_BT: log-probs of the student's most likely token at the same places; gradient passes through
+            the probability, the choice is constant.
+        mask_BT: bool, True = counts.
+        alpha: weight in [0, 1] of the own label; 0 is supervised fine-tuning.
+
+    Returns:
+        WeakAnswerLoss, float32 or better.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: shapes disagree, or alpha is out of range.
+
+    Source:
+        Burns et al. 2023 (arXiv:2312.09390), eq. 1, with the vocabulary as classes.
+    """
+    _checks.number("alpha", alpha, low=0.0, high=1.0)
+    weak_BT = zero_masked(weak_logps_BT, mask_BT)
+    own_BT = zero_masked(own_logps_BT, mask_BT)
+    _checks.same_shape("own_logps_BT", own_BT, "weak_logps_BT", weak_BT)
+    return WeakAnswerLoss(-(1 - alpha) * weak_BT - alpha * own_BT)
 
 
 def confidence_threshold(strong_logits_B: Tensor) -> float:

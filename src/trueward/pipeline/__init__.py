@@ -18,6 +18,7 @@ from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.report import report
 from trueward.pipeline.run import run
 from trueward.pipeline.stages import dpo, reward, sft
+from trueward.pipeline.weak_to_strong import weak_to_strong
 from trueward.pipeline.workspace import Workspace, open_workspace
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "reward",
     "run",
     "sft",
+    "weak_to_strong",
 ]

@@ -66,6 +66,13 @@ def _parts(recipe: Recipe, wanted: set[str], data: Counted) -> list[str]:
         share, drawn = recipe.distill.objective.on_policy, recipe.distill.objective.max_new_tokens
         steps = _stage("distillation", recipe.distill.train, "answers", shown)
         parts.append(f"{steps}, {share:.0%} of them the student's own, of at most {drawn} tokens")
+    if "weak_to_strong" in wanted:
+        w = recipe.weak_to_strong
+        items = (
+            None if (total := compared if w.labels == "preferences" else shown) is None else total - w.known
+        )
+        steps = _stage("weak-to-strong", w.train, f"{w.labels} labelled by {len(w.chain)} supervisors", items)
+        parts.append(steps + (", twice: student and ceiling" if w.ceiling else ""))
     if wanted & {"eval", "evaluate"}:
         parts.append(f"evaluation draws {recipe.eval.prompts} answers from each model")
     if "gate" in wanted:

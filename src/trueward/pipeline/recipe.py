@@ -16,6 +16,7 @@ from trueward.trainers.preference import PreferenceSettings
 from trueward.trainers.reward import RewardSettings
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.unpaired import UnpairedSettings
+from trueward.trainers.weak_to_strong import WeakToStrongSettings
 
 __all__ = [
     "STAGES",
@@ -33,10 +34,25 @@ __all__ = [
     "RewardSection",
     "SFTSection",
     "Stage",
+    "SupervisorSection",
     "TestbedSection",
+    "WeakToStrongSection",
 ]
 
-Stage = Literal["data", "sft", "reward", "dpo", "kto", "ppo", "grpo", "distill", "eval", "gate", "report"]
+Stage = Literal[
+    "data",
+    "sft",
+    "reward",
+    "dpo",
+    "kto",
+    "ppo",
+    "grpo",
+    "distill",
+    "weak_to_strong",
+    "eval",
+    "gate",
+    "report",
+]
 STAGES: tuple[Stage, ...] = (
     "data",
     "sft",
@@ -46,6 +62,7 @@ STAGES: tuple[Stage, ...] = (
     "ppo",
     "grpo",
     "distill",
+    "weak_to_strong",
     "eval",
     "gate",
     "report",
@@ -207,6 +224,52 @@ class DistillSection(Config):
     objective: DistillSettings = DistillSettings()
 
 
+class SupervisorSection(Config):
+    """One supervisor of the chain: exactly one of its keys."""
+
+    words: bool = False
+    """A bag of words: logistic regression on the words of the answers. It labels preferences only."""
+    path: str | None = None
+    """Folder, or hub id, of a causal language model; its tokenizer may be another."""
+    shape: ScratchSettings | None = None
+    """A Llama with random weights, with the base model's tokenizer."""
+
+    @property
+    def kind(self) -> str:
+        """`words`, `path` or `shape`."""
+        return "words" if self.words else "shape" if self.path is None else "path"
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum((self.words, self.path is not None, self.shape is not None)) != 1:
+            raise ValueError("a supervisor is exactly one of words: true, path and shape")
+        return self
+
+
+class WeakToStrongSection(Config):
+    """A strong student, the base model, from the labels of a weak supervisor or of a chain of them."""
+
+    labels: Literal["preferences", "answers"] = "preferences"
+    """What supervisors give: which of two answers is better, or answers to imitate."""
+    chain: tuple[SupervisorSection, ...] = Field((SupervisorSection(words=True),), min_length=1)
+    """Supervisors, the weakest first. It learns the truth of `known` records and labels the others; each
+    later one is trained on these labels and labels again (bootstrapping); the last teaches the student."""
+    known: int = Field(400, ge=10)
+    """Records of the training split whose truth the first supervisor learns from."""
+    ceiling: bool = True
+    """Also train the student on the truth, which the performance gap recovered is measured against."""
+    objective: WeakToStrongSettings = WeakToStrongSettings()
+    """The confidence loss of later supervisors and of the student."""
+    supervisor: TrainSettings = TrainSettings()
+    """Training of each supervisor that is a model."""
+    train: TrainSettings = TrainSettings()
+    """Training of the student and of its ceiling."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Of `answers`: the longest; those that hit it are left out and counted."""
+    temperature: float = Field(0.0, ge=0)
+    """Of `answers`: sampling temperature of supervisors; 0 takes the likeliest words."""
+
+
 class EvalSection(Config):
     """Evaluation on held-out prompts."""
 
@@ -257,7 +320,7 @@ class Recipe(Config):
     release: Literal["sft", "dpo", "kto", "ppo", "distill", "best"] = "best"
     """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
     stages: tuple[Stage, ...] = _USUAL_STAGES
-    """Stages to run, in this order; all but kto, grpo and distill if nothing is said."""
+    """Stages to run, in this order; all but kto, grpo, distill and weak_to_strong if nothing is said."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the metrics of every stage beside its metrics.jsonl."""
     model: ModelSection = ModelSection()
@@ -271,6 +334,7 @@ class Recipe(Config):
     ppo: PPOSection = PPOSection()
     grpo: GRPOSection = GRPOSection()
     distill: DistillSection = DistillSection()
+    weak_to_strong: WeakToStrongSection = WeakToStrongSection()
     eval: EvalSection = EvalSection()
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from trueward.pipeline.ppo import ppo
 from trueward.pipeline.recipe import Stage
 from trueward.pipeline.report import report
 from trueward.pipeline.stages import dpo, reward, sft
+from trueward.pipeline.weak_to_strong import weak_to_strong
 from trueward.pipeline.workspace import Workspace, trackers_of
 
 __all__ = ["STAGE_FUNCTIONS", "run"]
@@ -28,6 +29,7 @@ STAGE_FUNCTIONS: dict[Stage, Callable[[Workspace], object]] = {
     "ppo": ppo,
     "grpo": grpo,
     "distill": distill,
+    "weak_to_strong": weak_to_strong,
     "eval": evaluate,
     "gate": gate,
     "report": report,

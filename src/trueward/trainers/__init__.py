@@ -51,6 +51,7 @@ from trueward.trainers.unpaired import (
     unpaired_examples,
 )
 from trueward.trainers.verified import Question, verified_reward
+from trueward.trainers.weak_answers import train_weak_answers
 from trueward.trainers.weak_to_strong import WeakToStrongSettings, train_weak_to_strong
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "train_reward",
     "train_sft",
     "train_unpaired",
+    "train_weak_answers",
     "train_weak_to_strong",
     "unpaired_examples",
     "verified_reward",

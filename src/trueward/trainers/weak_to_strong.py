@@ -22,7 +22,7 @@ from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.reward import RewardPair, pair_rewards
 from trueward.trainers.settings import TrainSettings
 
-__all__ = ["WeakToStrongObjective", "WeakToStrongSettings", "train_weak_to_strong"]
+__all__ = ["WeakToStrongObjective", "WeakToStrongSettings", "alpha_at", "train_weak_to_strong"]
 
 # A pair seen the other way round has the negative logit: half of all are above one half, whatever the model.
 _THRESHOLD = 0.5
@@ -35,6 +35,12 @@ class WeakToStrongSettings(Config):
     """Weight of the student's own hard label (Burns et al. 2023: 0.5, 0.75 for the largest students)."""
     warmup_share: float = Field(0.2, ge=0, le=1)
     """Share of the steps over which alpha rises linearly from 0 (Burns et al. 2023, appendix A.4)."""
+
+
+def alpha_at(settings: WeakToStrongSettings, step: int, num_steps: int) -> float:
+    """Weight of the student's own label at `step` (from 0) of `num_steps`; of the step alone."""
+    warmup = settings.warmup_share * num_steps
+    return settings.alpha * (min(1.0, step / warmup) if warmup else 1.0)
 
 
 class WeakToStrongObjective:
@@ -58,8 +64,7 @@ class WeakToStrongObjective:
 
     def at(self, step: int, num_steps: int) -> None:
         """Set alpha for `step` of `num_steps`."""
-        warmup = self._settings.warmup_share * num_steps
-        self._alpha = self._settings.alpha * (min(1.0, step / warmup) if warmup else 1.0)
+        self._alpha = alpha_at(self._settings, step, num_steps)
 
     def loss(self, model: nn.Module, items: Sequence[RewardPair]) -> LossSum:
         assert self._alpha is not None, "the loop says which step it is"
