@@ -37,6 +37,7 @@ _RECIPE_COMMANDS = {
     "ppo",
     "grpo",
     "distill",
+    "weak-to-strong",
     "eval",
     "gate",
     "report",
