@@ -76,6 +76,7 @@ SIGNATURES = {
     "token_rewards": "scores_B kl_BT mask_BT * beta",
     "truncated_importance": "trainer_logps_BT sampler_logps_BT * mask_BT cap level",
     "update_log_lambda": "log_lambda mean_cost * threshold lr max_log_lambda",
+    "weak_answers": "weak_logps_BT own_logps_BT mask_BT * alpha",
     "weak_to_strong": "strong_logits_B weak_probs_B * alpha threshold",
     "whiten": "values_BT mask_BT * shift_mean",
     "zero_masked": "values_BT mask_BT",
@@ -98,6 +99,7 @@ FIELDS = {
     "TiesLoss": ("loss_B", "margins_B"),
     "UnpairedLoss": ("loss_B", "rewards_B"),
     "ValueLoss": ("loss_BT", "clipped_BT"),
+    "WeakAnswerLoss": ("loss_BT",),
     "WeakToStrongLoss": ("loss_B", "hardened_B"),
 }
 TABLES = {"KL_ESTIMATORS", "POLICY_GRADIENT_METHODS", "REDUCTIONS", "STEP_AGGREGATIONS", "STEP_CLASSES"}
