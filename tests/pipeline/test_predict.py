@@ -164,6 +164,15 @@ def test_a_70b_policy_on_eight_gpus_in_figures(tmp_path: Path) -> None:
     assert f"{best.after / GIB:.2f} GiB" in text.splitlines()[-1]
 
 
+def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
+    counted = recipe_for(tmp_path, SMALL, stages=["data", "sft", "dpo", "eval", "report"])
+    assert make_plan(counted, device(10)).prediction.left_out == ()
+    more = recipe_for(tmp_path, SMALL, stages=["data", "dpo", "kto"], dpo={"online": {}})
+    planned = make_plan(more, device(10))
+    assert plan_json(planned)["not_counted"] == ["the stage kto", "the rounds of dpo.online"]
+    assert any("Not counted: the stage kto, the rounds of dpo.online" in line for line in plan_lines(planned))
+
+
 def test_shards_shrink_what_is_sharded_only(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, SMALL, sft={"train": {"batch_size": 64, "max_tokens_per_forward": 256}})
     one, eight = (stage_of(recipe, "sft", device(80, gpus=n, link_bytes_per_s=1e11)) for n in (1, 8))

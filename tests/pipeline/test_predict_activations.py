@@ -12,7 +12,14 @@ from trueward.models.lora import LoraSettings, apply_lora
 from trueward.models.packing import Packed, pack
 from trueward.models.scoring import score_completions, supports_packing
 from trueward.models.tiny import KINDS, Kind, tiny_model
-from trueward.pipeline.predict_activations import Arithmetic, Row, cast_weights, kept_per_layer, kept_rest
+from trueward.pipeline.predict_activations import (
+    Arithmetic,
+    Row,
+    cast_weights,
+    kept_per_layer,
+    kept_rest,
+    spared_last,
+)
 from trueward.pipeline.predict_shape import shape_of
 
 FULL = Arithmetic(weight_bytes=4, autocast=False, lora=0)
@@ -39,7 +46,8 @@ def row_of(packed: Packed) -> Row:
     queries = sum(b.num_segments * b.num_queries for b in plan.buckets)
     keys = sum(b.num_segments * b.num_keys for b in plan.buckets)
     mask = sum(mask.numel() for mask in plan.masks.values())
-    return Row(packed.num_tokens, queries, keys, len(packed.labels_N), mask)
+    read = len(packed.predict_N.unique())
+    return Row(packed.num_tokens, queries, keys, len(packed.labels_N), mask, read)
 
 
 def saved_bytes(kind: Kind, how: Arithmetic) -> tuple[int, float]:
@@ -63,7 +71,8 @@ def saved_bytes(kind: Kind, how: Arithmetic) -> tuple[int, float]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), scope:
         score_completions(trained, packed)
     row = row_of(packed)
-    predicted = shape.num_layers * kept_per_layer(shape, how, row) + kept_rest(shape, how, row)
+    layers = shape.num_layers * kept_per_layer(shape, how, row) - spared_last(shape, how, row)
+    predicted = layers + kept_rest(shape, how, row)
     found = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
     return found, predicted + cast_weights(shape, how)
 

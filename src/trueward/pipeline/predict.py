@@ -13,11 +13,14 @@ from trueward.pipeline.hardware import Device
 from trueward.pipeline.predict_memory import Memory, predict_memory
 from trueward.pipeline.predict_shape import Shape, read_shape
 from trueward.pipeline.predict_time import Duration, predict_time
-from trueward.pipeline.predict_work import Counted, Work, count_data, work_of
-from trueward.pipeline.recipe import Recipe
+from trueward.pipeline.predict_work import TRAINED, Counted, Work, count_data, work_of
+from trueward.pipeline.recipe import STAGES, Recipe
 from trueward.pipeline.testbed_base import shipped_base
 
 __all__ = ["Inputs", "Prediction", "StagePrediction", "predict", "read_inputs"]
+
+
+_WITHOUT_TRAINING = {"data", "eval", "gate", "report"}
 
 
 class Inputs(NamedTuple):
@@ -41,6 +44,8 @@ class Prediction(NamedTuple):
     inputs: Inputs
     device: Device
     stages: tuple[StagePrediction, ...]
+    left_out: tuple[str, ...] = ()
+    """What the recipe asks for and no figure here counts, in words."""
 
     @property
     def widest(self) -> StagePrediction:
@@ -74,6 +79,17 @@ def read_inputs(recipe: Recipe) -> Inputs:
     return Inputs(shape, count_data(recipe, vocab_size=_vocabulary(folder, shape)))
 
 
+def _left_out(recipe: Recipe, stages: Iterable[str]) -> tuple[str, ...]:
+    wanted = set(stages)
+    extra = {
+        "the rounds of dpo.online": "dpo" in wanted and recipe.dpo.online is not None,
+        "the demonstrations of ppo.train.ptx_coef": "ppo" in wanted and recipe.ppo.train.ptx_coef > 0,
+        "ppo.cost_model": "ppo" in wanted and recipe.ppo.cost_model is not None,
+    }
+    unknown = [f"the stage {stage}" for stage in STAGES if stage in wanted - _WITHOUT_TRAINING - {*TRAINED}]
+    return (*unknown, *(words for words, asked in extra.items() if asked))
+
+
 def predict(
     recipe: Recipe, device: Device, *, inputs: Inputs | None = None, stages: Iterable[str] | None = None
 ) -> Prediction:
@@ -87,7 +103,8 @@ def predict(
         ModelError, DataError, ConfigError: model or data is missing or not understood.
     """
     inputs = inputs or read_inputs(recipe)
-    works = work_of(recipe, inputs.counted, recipe.stages if stages is None else stages)
+    asked = recipe.stages if stages is None else tuple(stages)
+    works = work_of(recipe, inputs.counted, asked)
     made = [
         StagePrediction(
             work,
@@ -96,4 +113,4 @@ def predict(
         )
         for work in works
     ]
-    return Prediction(inputs, device, tuple(made))
+    return Prediction(inputs, device, tuple(made), _left_out(recipe, asked))

@@ -18,6 +18,7 @@ __all__ = [
     "cast_weights",
     "kept_per_layer",
     "kept_rest",
+    "spared_last",
     "working_backward",
     "working_forward",
 ]
@@ -60,7 +61,8 @@ class Row(NamedTuple):
     """A packed row. queries, keys: slots of the attention's buckets, padding included; a shared prompt has
     key slots for each further completion.
 
-    scored: tokens that go through the vocabulary head. mask: elements of attention masks.
+    scored: tokens that go through the vocabulary head. mask: elements of attention masks. read: tokens whose
+    final state is read, and on which alone parts of the last layer run (see models.last_layer).
     """
 
     tokens: float
@@ -68,6 +70,7 @@ class Row(NamedTuple):
     keys: float
     scored: float
     mask: float
+    read: float
 
 
 def _norm(width: int, how: Arithmetic, *, low: bool = False) -> int:
@@ -120,6 +123,26 @@ def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
     per_token = norms + inputs + mlp + dropped + low_rank
     attention = _attention_per_query(shape, how) * row.queries + 2 * how.attention_bytes * b * row.keys
     return per_token * row.tokens + attention
+
+
+def spared_last(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Bytes of `kept_per_layer` that the last layer does not keep: its MLP and the matrices of queries and of
+    results have only the rows that are read. A layer without matrices of its own for them runs the MLP so."""
+    low = how.compute_bytes == _HALF
+    absent = max(0.0, row.tokens - row.read)
+    rank = how.lora * (_HALF if how.autocast else _FLOAT)
+    inner = (
+        _input(shape.inner, how, consumers=1, low=low)
+        + (shape.mlp_values - 1) * how.compute_bytes * shape.inner
+    )
+    if not shape.gated:
+        return (_input(shape.width, how, consumers=1, low=False) + inner + 2 * rank) * absent
+    spared = _input(shape.width, how, consumers=2, low=False) + inner + 3 * rank
+    spared += _input(shape.query_width, how, consumers=1, low=low) + 2 * rank
+    alone = _input(shape.width, how, consumers=1, low=False)
+    # Queries read what keys and values read: shared before, now a copy of the rows, unless each has its own.
+    shared = alone == _input(shape.width, how, consumers=3, low=False)
+    return spared * absent - alone * row.read if shared else (spared + alone) * absent
 
 
 def kept_rest(shape: Shape, how: Arithmetic, row: Row) -> float:

@@ -21,6 +21,7 @@ from trueward.pipeline.predict_activations import (
     cast_weights,
     kept_per_layer,
     kept_rest,
+    spared_last,
     working_backward,
     working_forward,
 )
@@ -165,8 +166,9 @@ def row_of(work: Work, tokens: float, *, gpu: bool) -> Row:
     scored = tokens * work.completion_share
     completion = scored / items / work.completions
     prompt = work.item_tokens - completion * work.completions
+    read = items * work.completions if work.stage == "reward" else scored
     if gpu:
-        return Row(tokens=tokens, queries=tokens, keys=tokens, scored=scored, mask=0.0)
+        return Row(tokens=tokens, queries=tokens, keys=tokens, scored=scored, mask=0.0, read=read)
     shared = work.completions - 1
     return Row(
         tokens=tokens,
@@ -174,6 +176,7 @@ def row_of(work: Work, tokens: float, *, gpu: bool) -> Row:
         keys=(tokens + items * shared * prompt) * SLOT_WASTE,
         scored=scored,
         mask=items * shared * completion * (prompt + completion),
+        read=read,
     )
 
 
@@ -255,7 +258,8 @@ class _Stage:
                 ("one layer computed again", layer),
             ]
         else:
-            kept = [("activations", shape.num_layers * layer + rest), ("weights cast to bfloat16", casts)]
+            layers = shape.num_layers * layer - spared_last(shape, how, row)
+            kept = [("activations", layers + rest), ("weights cast to bfloat16", casts)]
         held = [*self.held, ("moments of AdamW", self.moments)]
         before = self.gradients if work.forwards > 1 else 0.0
         cast = [
@@ -327,7 +331,7 @@ class _Stage:
         grown = capacity * (1.5 if capacity > _FIRST_CAPACITY else 1.0)
         cache = per_token * rows * (prompt / work.completions + grown)
         logits = rows * shape.vocab_size * _DRAW_BYTES
-        prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0)
+        prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0, 0)
         extra = _FLOAT * self.roles.trained / self.shards if self.roles.kept_policies > 1 else 0.0
         parts = [
             *self.held,

@@ -85,6 +85,8 @@ def _arithmetic(planned: Planned, stage: StagePrediction) -> list[str]:
         f"gradients    {roles.trained:,} x 4 bytes{share} = {_gib(4 * roles.trained / gpus)}",
         f"moments      {roles.trained:,} x 8 bytes{share} = {_gib(8 * roles.trained / gpus)}",
     ]
+    if roles.looked_up:
+        lines.append("             less where words of the table of embeddings never come")
     per_token = f"{layer / tokens:,.0f} bytes a token and layer"
     if stage.work.checkpointing:
         stream = how.weight_bytes * shape.width
@@ -165,6 +167,11 @@ def plan_lines(planned: Planned) -> list[str]:
         )
     for stage in prediction.stages:
         lines += _stage_lines(planned, stage)
+    if prediction.left_out:
+        lines += [
+            "",
+            f"Not counted: {', '.join(prediction.left_out)}. They take memory and time beside this.",
+        ]
     return [*lines, "", _verdict(planned)]
 
 
@@ -219,6 +226,7 @@ def plan_json(planned: Planned) -> dict[str, Any]:
             "words": device.words,
         },
         "fits": planned.prediction.fits,
+        "not_counted": list(planned.prediction.left_out),
         "stages": stages,
     }
 
