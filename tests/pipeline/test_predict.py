@@ -245,7 +245,7 @@ def test_the_command_prints_a_plan_and_touches_nothing(
         "reward model: ",
         "DPO: ",
         "PPO: ",
-        "start of the backward",
+        "widest moment: ",
         "Verdict: it fits",
         "time: ",
     ):
