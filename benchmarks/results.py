@@ -16,7 +16,7 @@ from trueward.core.errors import DataError
 from trueward.core.files import read_json, write_json
 from trueward.core.run import code_version, now, versions
 
-__all__ = ["SCHEMA", "Line", "machine", "read_lines", "record", "select"]
+__all__ = ["SCHEMA", "Line", "machine", "measured", "read_lines", "record", "select"]
 
 SCHEMA = "trueward.performance/1"
 _PEERS = ("trl", "datasets", "accelerate")
@@ -82,9 +82,9 @@ def read_lines(file: Path) -> list[Line]:
     return [Line(**line) for line in found["lines"]]
 
 
-def record(file: Path, name: str, values: Mapping[str, Any], *, command: str) -> Line:
-    """Add a line to the file, in place of an older one of its name."""
-    line = Line(
+def measured(name: str, values: Mapping[str, Any], *, command: str) -> Line:
+    """A line measured here and now."""
+    return Line(
         name=name,
         date=now(),
         command=command,
@@ -93,6 +93,11 @@ def record(file: Path, name: str, values: Mapping[str, Any], *, command: str) ->
         commit=str(code_version().get("commit", "")),
         values=dict(values),
     )
+
+
+def record(file: Path, name: str, values: Mapping[str, Any], *, command: str) -> Line:
+    """Add a line to the file, in place of an older one of its name."""
+    line = measured(name, values, command=command)
     others = [other for other in read_lines(file) if other.name != name]
     lines = sorted([*others, line], key=lambda each: each.name)
     write_json(file, {"schema": SCHEMA, "lines": [asdict(each) for each in lines]})

@@ -9,34 +9,51 @@ from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
 from trueward.models.checkpoint import model_hash
 from trueward.pipeline.datasets import data_in_force
+from trueward.pipeline.evaluate import POLICIES
 from trueward.pipeline.workspace import Workspace
 from trueward.registry import CriterionResult, Verdict, decide, make_release
 
-__all__ = ["gate", "subject_stage"]
+__all__ = ["CANDIDATES", "gate", "subject_stage"]
+
+# A run without a KL budget is there to show what goes wrong.
+CANDIDATES = tuple(stage for stage in POLICIES if stage not in ("base", "sft", "ppo_unbounded"))
 
 
 def subject_stage(workspace: Workspace) -> str:
     """The stage whose model is brought before the gate.
 
     Raises:
-        RunError: that stage has not been run, or nothing can be compared.
+        RunError: that stage has not been run, nothing can be compared, or a candidate has not been measured
+            as it is now.
     """
     wanted = workspace.recipe.release
     if wanted != "best":
         workspace.model_path(wanted)
         return wanted
-    figures = read_json(workspace.evaluation().path / "figures.json")["stages"]
-    candidates = {
-        stage: float(figures[stage]["win_rate"]["value"])
-        for stage in ("dpo", "ppo")
-        if workspace.has(stage) and "win_rate" in figures.get(stage, {})
-    }
-    if not candidates:
+    return _best(workspace)
+
+
+def _best(workspace: Workspace) -> str:
+    """Of every policy that was trained on SFT, the one that the newest evaluation saw beat SFT most often."""
+    ran = [stage for stage in CANDIDATES if workspace.has(stage)]
+    evaluation = workspace.evaluation()
+    figures, seen = read_json(evaluation.path / "figures.json")["stages"], evaluation.manifest["parents"]
+    if not any("win_rate" in figures.get(stage, {}) for stage in ran):
         raise RunError(
-            "the newest evaluation has no win rate of a DPO or PPO model to choose the best by",
-            remedy="run dpo or ppo, reward and then eval, or name the stage, such as release=sft",
+            "the newest evaluation has no win rate of a policy trained on SFT to choose the best by",
+            value=", ".join(ran) or "no such policy",
+            remedy=f"run one of {', '.join(CANDIDATES)}, reward and then eval, or name the stage, such as "
+            "release=sft",
         )
-    return max(candidates, key=lambda stage: candidates[stage])
+    for stage in ran:
+        made = str(workspace.registry.get(workspace.record_of(stage, "model")).body["hash"])
+        if seen.get(stage) != made or "win_rate" not in figures.get(stage, {}):
+            raise RunError(
+                f"stage {stage} has made a model that the newest evaluation has no win rate of, so the best "
+                "cannot be chosen",
+                remedy=f"run eval again, or name the stage, such as release={stage}",
+            )
+    return max(ran, key=lambda stage: float(figures[stage]["win_rate"]["value"]))
 
 
 def gate(workspace: Workspace) -> bool:

@@ -317,8 +317,8 @@ class Recipe(Config):
     of its own, in training and evaluation; null sends none."""
     profile: Literal["testbed", "real"] = "real"
     """Which of the charter's gates applies."""
-    release: Literal["sft", "dpo", "kto", "ppo", "distill", "best"] = "best"
-    """Which stage is brought before the gate; `best` is whichever of DPO and PPO beats SFT more often."""
+    release: Literal["sft", "dpo", "kto", "ppo", "grpo", "distill", "best"] = "best"
+    """Which stage is brought before the gate; `best` is whichever trained policy beats SFT most often."""
     stages: tuple[Stage, ...] = _USUAL_STAGES
     """Stages to run, in this order; all but kto, grpo, distill and weak_to_strong if nothing is said."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
