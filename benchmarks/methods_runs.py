@@ -47,10 +47,10 @@ __all__ = ["BEST_OF", "METHODS", "RATES", "Budget", "Method", "Trained"]
 
 RATES: Mapping[str, float] = {
     "likelihood": 1.5e-4,
-    "pairs": 1.5e-4,
+    "pairs": 3e-4,
     "labels": 1.5e-4,
     "ppo": 2e-4,
-    "groups": 2e-4,
+    "groups": 4e-4,
 }
 """Learning rate of each family, chosen on seed 3, which the table does not show."""
 
