@@ -46,10 +46,10 @@ from trueward.trainers.groups import rollout_groups
 __all__ = ["BEST_OF", "METHODS", "RATES", "Budget", "Method", "Trained"]
 
 RATES: Mapping[str, float] = {
-    "likelihood": 1.5e-4,
+    "likelihood": 3e-4,
     "pairs": 3e-4,
-    "labels": 1.5e-4,
-    "ppo": 2e-4,
+    "labels": 3e-4,
+    "ppo": 4e-4,
     "groups": 4e-4,
 }
 """Learning rate of each family, chosen on seed 3, which the table does not show."""
