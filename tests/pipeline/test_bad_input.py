@@ -196,3 +196,31 @@ def test_soft_labels_in_dpo(label: float, place: Path, tmp_path: Path, capsys: C
         int(said.split("left out, and ")[1].split()[0]),
     )
     assert (num_ties > 0, num_turned > 0) == (label == 0.5, label == 0.2)
+
+
+SETTINGS = {
+    "dpo.objective.beta=0": "greater than 0, got 0",
+    "dpo.objective.beta=-0.1": "greater than 0, got -0.1",
+    "dpo.objective.beta=nan": "beta",
+    "kto.objective.beta=0": "greater than 0, got 0",
+    "kto.objective.desirable_weight=-1": "greater than 0, got -1",
+    "dpo.objective.method=dop": "unknown method 'dop'; did you mean 'dpo'? known: dpo, robust_dpo, ipo",
+    "dpo.objective.method=zzz": "unknown method 'zzz'; known: dpo, robust_dpo, ipo",
+    "kto.objective.method=kot": "unknown method 'kot'; did you mean 'kto'? known: kto, bco",
+    "grpo.train.method=grpoo": "did you mean 'grpo'? known: rloo, reinforce_plus_plus, grpo, dr_grpo, dapo",
+    "grpo.verifiers=[{name: nope}]": "known: maths, math_verify, exact",
+    "grpo.train.completions_per_prompt=1": "in a group of one nothing can be compared",
+    "dpo.online.completions=1": "greater than or equal to 2, got 1",
+    "ppo.train.clip=0": "greater than 0, got 0",
+    # YAML's own word for infinity; every field refuses it, also those without bounds.
+    "dpo.train.lr=.inf": "finite number",
+    "ppo.train.missing_eos_penalty=.inf": "finite number",
+    "ppo.train.constraint={threshold: .nan}": "finite number",
+}
+
+
+@pytest.mark.parametrize(("setting", "said"), SETTINGS.items(), ids=SETTINGS)
+def test_settings_that_no_method_can_use(setting: str, said: str, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["hh", f"out={tmp_path / 'run'}", "data.path=rows.jsonl", "model.path=model"]
+    assert said in refusal(capsys, "run", *arguments, setting)
+    assert not (tmp_path / "run").exists()

@@ -106,7 +106,7 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
     ("settings", "said"),
     [
         ({"name": "math"}, "unknown verifier 'math'; did you mean 'maths'?"),
-        ({"name": "zzz"}, "known names: code, exact, format, function, length, math_verify, maths, regex"),
+        ({"name": "zzz"}, "unknown verifier 'zzz'; known: maths, math_verify, exact, regex, format, length"),
         ({"name": "regex"}, "verifier 'regex' needs 'pattern'"),
         ({"name": "maths", "pattern": "x"}, "verifier 'maths' does not read 'pattern'"),
         ({"name": "regex", "pattern": "("}, "no regular expression"),

@@ -188,7 +188,7 @@ def test_settings_survive_their_own_dump_and_use_the_defaults(name: str) -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "dpoo"}, r"unknown method 'dpoo'; did you mean 'dpo'\? \(known: dpo, robust_dpo, ipo"),
+        ({"method": "dpoo"}, r"unknown method 'dpoo'; did you mean 'dpo'\? known: dpo, robust_dpo, ipo"),
         (
             {"method": "dpo", "gamma": 1.0},
             "gamma is set, but dpo does not use it; it uses beta, label_smoothing",

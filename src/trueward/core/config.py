@@ -14,9 +14,10 @@ __all__ = ["Config", "apply_overrides", "build", "read_yaml"]
 
 
 class Config(BaseModel):
-    """Base of all configuration: frozen, unknown keys refused, defaults checked like given values."""
+    """Base of all configuration: frozen, unknown keys refused, numbers finite, defaults checked like given
+    values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

@@ -53,6 +53,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {match[0]!r}?" if match else f"known names: {', '.join(names)}"
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """A clause about an unknown name, with the list of the known ones, and the nearest where one is near."""
+    names = list(known)
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = f"did you mean {match[0]!r}? " if match else ""
+    return f"unknown {kind} {name!r}; {near}known: {', '.join(names)}"
+
+
 class TruewardError(Exception):
     """Base of all errors a user can cause.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from pydantic import Field, model_validator
 
 from trueward.core.config import Config
-from trueward.core.errors import ConfigError, nearest
+from trueward.core.errors import ConfigError, unknown
 from trueward.rewards import texts
 from trueward.rewards.code import code
 from trueward.rewards.maths import maths
@@ -54,7 +54,7 @@ class VerifierSettings(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.name not in VERIFIERS:
-            raise ValueError(f"unknown verifier {self.name!r}; {nearest(self.name, VERIFIERS)}")
+            raise ValueError(unknown("verifier", self.name, VERIFIERS))
         kind = VERIFIERS[self.name]
         for key in sorted(self.model_fields_set - {"name", "weight"} - kind.reads):
             if getattr(self, key) != type(self).model_fields[key].default:

@@ -32,6 +32,7 @@ from trueward.models.scoring import (
 )
 from trueward.rollouts.engine import Rollout
 from trueward.trainers.accumulate import forward_precision
+from trueward.trainers.drawing import finite_scores
 from trueward.trainers.groups import cut, rollout_groups
 from trueward.trainers.optim import device_of
 from trueward.trainers.ppo_settings import PPOSettings
@@ -301,16 +302,7 @@ def scores_of(
     Raises:
         RunError: another number of scores than rollouts, or one that is not finite.
     """
-    scores_B = torch.tensor(list(reward(prompts, rollouts)), dtype=torch.float32)
-    if scores_B.shape != (len(rollouts),):
-        raise RunError(
-            f"{name} returned another number of scores", value=len(scores_B), expected=str(len(rollouts))
-        )
-    bad = (~torch.isfinite(scores_B)).nonzero().flatten().tolist()
-    if bad:
-        raise RunError(
-            f"{name} of {len(bad)} completions is not finite",
-            value=f"{scores_B[bad[0]].item()} for ids {rollouts[bad[0]].ids[:10]}",
-            remedy="mend the reward function; a completion that cannot be scored needs a score of its own",
-        )
-    return scores_B
+    scores = list(reward(prompts, rollouts))
+    remedy = "mend the reward function; a completion that cannot be scored needs a score of its own"
+    finite_scores(scores, rollouts, name=name, remedy=remedy)
+    return torch.tensor([float(score) for score in scores], dtype=torch.float32)

@@ -87,16 +87,8 @@ def score_groups(
     """Score the completions of a round under policy and reference.
 
     Raises:
-        RunError: a completion without tokens, or sampler and trainer disagree by more than `max_sampler_gap`.
+        RunError: sampler and trainer disagree by more than `max_sampler_gap`.
     """
-    empty = next((rollout for rollout in rollouts if not rollout.ids), None)
-    if empty is not None:
-        raise RunError(
-            "the engine returned a completion without tokens",
-            value=prompts[empty.prompt].id,
-            expected="at least the stop token",
-            remedy="keep the stop token in what the engine returns",
-        )
     groups = rollout_groups(prompts, rollouts)
     device = device_of(models.policy)
     columns: list[list[Tensor]] = []

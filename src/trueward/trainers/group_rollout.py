@@ -29,6 +29,7 @@ from trueward.objectives import (
 )
 from trueward.rewards import Verdict, scored
 from trueward.rollouts.engine import Engine, Rollout
+from trueward.trainers.drawing import draw_completions, finite_scores
 from trueward.trainers.experience import RewardFunction, scores_of
 from trueward.trainers.group_experience import GroupExperience, GroupModels, score_groups
 from trueward.trainers.group_settings import Choices, GroupSettings
@@ -142,8 +143,9 @@ def draw(
 
 def _groups(surroundings: Surroundings, settings: GroupSettings, *, number: int) -> list[_Group]:
     prompts, each = surroundings.batch(number), settings.completions_per_prompt
-    rollouts = surroundings.engine.generate(
-        [prompt.prompt_ids for prompt in prompts],
+    rollouts = draw_completions(
+        surroundings.engine,
+        prompts,
         num_completions=each,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
@@ -157,17 +159,12 @@ def _groups(surroundings: Surroundings, settings: GroupSettings, *, number: int)
 
 
 def _verdicts(values: Sequence[float | Verdict], rollouts: Sequence[Rollout]) -> list[Verdict]:
-    if len(values) != len(rollouts):
-        raise RunError(
-            "the reward returned another number of scores", value=len(values), expected=str(len(rollouts))
-        )
-    bad = [i for i, value in enumerate(values) if not isinstance(value, Verdict) and not math.isfinite(value)]
-    if bad:
-        raise RunError(
-            f"the reward of {len(bad)} completions is not finite",
-            value=f"{values[bad[0]]} for ids {rollouts[bad[0]].ids[:10]}",
-            remedy="mend the reward function; what cannot be scored is a verdict with an error",
-        )
+    finite_scores(
+        [0.0 if isinstance(value, Verdict) else value for value in values],
+        rollouts,
+        name="the reward",
+        remedy="mend the reward function; what cannot be scored is a verdict with an error",
+    )
     return [value if isinstance(value, Verdict) else scored(float(value)) for value in values]
 
 

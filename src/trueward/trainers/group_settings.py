@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trueward.core.config import Config
-from trueward.core.errors import nearest
+from trueward.core.errors import unknown
 from trueward.objectives import POLICY_GRADIENT_METHODS, PolicyGradientMethod
 from trueward.objectives.reduce import Reduction
 from trueward.trainers.settings import Precision, Schedule
@@ -156,11 +156,15 @@ class GroupSettings(Config):
     seed: int = Field(0, ge=0)
     """Seed of the order of prompts, of sampling and of minibatches."""
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in POLICY_GRADIENT_METHODS:
+            raise ValueError(unknown("method", name, POLICY_GRADIENT_METHODS))
+        return name
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.method not in POLICY_GRADIENT_METHODS:
-            known = nearest(self.method, POLICY_GRADIENT_METHODS)
-            raise ValueError(f"unknown method {self.method!r}; {known}")
         if self.minibatches > self.prompts_per_iteration:
             raise ValueError(
                 f"minibatches ({self.minibatches}) must not exceed prompts_per_iteration "

@@ -15,6 +15,7 @@ from trueward.data.chat import TokenGroup
 from trueward.models.packing import count_tokens
 from trueward.objectives import gae, kl, masked_sum_B, token_mean, token_rewards, whiten
 from trueward.rollouts.engine import Engine
+from trueward.trainers.drawing import draw_completions
 from trueward.trainers.experience import Experience, PPOModels, RewardFunction, score_rollouts, scores_of
 from trueward.trainers.ppo_constraint import mixed_advantages
 from trueward.trainers.ppo_settings import PPOSettings
@@ -91,8 +92,9 @@ def draw(
         RunError: sampler and trainer disagree, or scores that are not finite.
     """
     start_s = time.monotonic()
-    rollouts = environment.engine.generate(
-        [prompt.prompt_ids for prompt in prompts],
+    rollouts = draw_completions(
+        environment.engine,
+        prompts,
         num_completions=settings.completions_per_prompt,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from trueward.core.config import Config
-from trueward.core.errors import nearest
+from trueward.core.errors import unknown
 from trueward.objectives.preference import (
     PreferenceLoss,
     apo_down,
@@ -117,10 +117,7 @@ class PreferenceSettings(Config):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in PREFERENCE_METHODS:
-            listed = ", ".join(PREFERENCE_METHODS)
-            raise ValueError(
-                f"unknown method {name!r}; {nearest(name, PREFERENCE_METHODS)} (known: {listed})"
-            )
+            raise ValueError(unknown("method", name, PREFERENCE_METHODS))
         return name
 
     @model_validator(mode="after")

@@ -58,6 +58,8 @@ def reference_logps(
         ref_model: the reference; None is the policy with its adapters off, or as it is now without adapters.
         cache: folder for `ref_logps-<key>.safetensors`.
     """
+    if not groups:
+        return []
     adapted = ref_model is None and isinstance(model, PeftModel)
     ref = model if ref_model is None else ref_model
     key = [fingerprint(ref, frozen_only=adapted), groups_hash(groups), precision, "logps_S"]

@@ -4,6 +4,7 @@
 Axes: B pairs, S sequences (chosen and rejected in turn).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -130,7 +131,18 @@ def train_reward(
     evaluate: Evaluate | None = None,
     resume: bool = False,
 ) -> TrainResult:
-    """Train a sequence classifier with one label on comparisons; see `loop.train`."""
+    """Train a sequence classifier with one label on comparisons; see `loop.train`.
+
+    Raises:
+        DataError: a margin that is not finite, or a soft label outside of 0 to 1.
+    """
+    for pair in pairs:
+        if not (math.isfinite(pair.margin or 0.0) and 0 <= _label(pair) <= 1):
+            raise DataError(
+                f"pair {pair.group.id or '(no id)'} has a margin or a soft label that cannot be trained on",
+                value=(pair.margin, pair.soft_label),
+                expected="a finite margin, a soft label from 0 to 1, or None",
+            )
     return train(
         model,
         objective=RewardObjective(reward),

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from trueward.core.config import Config
-from trueward.core.errors import DataError, nearest
+from trueward.core.errors import DataError, unknown
 from trueward.core.stats import Estimate, bootstrap_mean
 from trueward.data.chat import TokenGroup
 from trueward.models.packing import count_tokens
@@ -87,7 +87,7 @@ class UnpairedSettings(Config):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in UNPAIRED_METHODS:
-            raise ValueError(f"unknown method {name!r}; {nearest(name, UNPAIRED_METHODS)}")
+            raise ValueError(unknown("method", name, UNPAIRED_METHODS))
         return name
 
     def record(self) -> UnpairedMethod:
