@@ -136,13 +136,12 @@ def _said(lines: Mapping[str, Line], seeds: Sequence[int]) -> str:
 def _source(lines: Mapping[str, Line], seeds: Sequence[int]) -> str:
     own = [line for name in NAMES for line in _of(lines, name, seeds)]
     dates = sorted({line.date[:10] for line in own})
-    commits = sorted({line.commit[:9] for line in own if line.commit})
     first, number = own[0], sorted({line.values["gold"]["n"] for line in own})
     used = f"torch {first.versions['torch']}, transformers {first.versions['transformers']}"
     prompts = " or ".join(str(n) for n in number)
     return (
-        f"Measured on {' and '.join(dates)}, {first.machine}, one thread; {used}; commit "
-        f"{', '.join(commits) or 'unknown'}; seeds {', '.join(map(str, seeds))}, {prompts} held-out prompts "
+        f"Measured on {' and '.join(dates)}, {first.machine}, one thread; {used}; "
+        f"seeds {', '.join(map(str, seeds))}, {prompts} held-out prompts "
         f"each, {first.values['budget']:,} passes a training."
     )
 
