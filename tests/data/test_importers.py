@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.data.test_formats import CASES
 from trueward.core.errors import ConfigError, DataError, StorageError
 from trueward.data.importers import ImportResult, import_file
 from trueward.data.records import Comparison, Record, Text, from_json, to_json
@@ -229,11 +230,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, layout: str) -> None
     assert peaks[1] - peaks[0] < 100_000 and peaks[1] < 3_000_000
 
 
-def is_sound(file: Path) -> list[Record]:
+def is_sound(file: Path, **options: Any) -> list[Record]:
     """The promise under fuzz: records that survive a round trip, or a DataError, and nothing else."""
     records: list[Record] = []
     try:
-        for record in opened(file, max_bad=1.0):
+        for record in opened(file, max_bad=1.0, **options):
             records.append(record)
     except DataError as error:
         assert "\n" not in str(error)
@@ -299,3 +300,35 @@ def test_any_rows(tmp_path: Path, rows: list[Any], array: bool) -> None:
     file = tmp_path / "f.json"
     file.write_text(json.dumps(rows) if array else "\n".join(json.dumps(row) for row in rows))
     is_sound(file)
+
+
+@fuzz
+@given(
+    case=st.sampled_from(CASES),
+    changes=st.dictionaries(st.integers(0, 9), value, min_size=1, max_size=3),
+    drop=st.booleans(),
+)
+def test_any_value_in_a_row_of_any_format(
+    tmp_path: Path, case: tuple[str, dict[str, Any], Any], changes: dict[int, Any], drop: bool
+) -> None:
+    """A row of every known format with some of its fields replaced, or taken out."""
+    name, row = case[0], dict(case[1])
+    for number, new in changes.items():
+        key = sorted(row)[number % len(row)]
+        row[key] = new
+        if drop and len(row) > 1:
+            del row[key]
+    file = tmp_path / "f.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    is_sound(file)
+    is_sound(file, format=name)
+
+
+def test_csv_with_other_marks_says_so(tmp_path: Path) -> None:
+    for name, header in (("a.csv", "prompt;completion;label"), ("b.csv", "prompt\tcompletion")):
+        (tmp_path / name).write_text(f"{header}\nx\n")
+        with pytest.raises(DataError, match="the header is one column"):
+            import_file(tmp_path / name, quarantine=tmp_path / "bad.jsonl")
+    (tmp_path / "c.jsonl").write_text("prompt,completion\nx,y\n")
+    with pytest.raises(DataError, match="CSV, TSV and text by a name"):
+        import_file(tmp_path / "c.jsonl", quarantine=tmp_path / "bad.jsonl")

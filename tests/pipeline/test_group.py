@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.pipeline.toy import call, refusal, write_model, write_rows, write_testbed_model
 from trueward.core.files import read_json, read_jsonl
 from trueward.core.run import open_run
 from trueward.data.records import Demonstration, Message, Meta, Prompt
-from trueward.pipeline.group import reference_of_record
+from trueward.pipeline.group import mean_score, reference_of_record
 
 TINY = (
     "sft.train={steps: 2, batch_size: 4, lr: 0.001}",
@@ -140,3 +141,11 @@ def test_what_is_refused(
     else:
         assert said in refusal(capsys, "run", *arguments, *overrides)
         assert not (tmp_path / "run").exists()
+
+
+def test_no_success_is_not_certain_failure() -> None:
+    """0 of 200: Wilson's upper end is 1.96^2 / (200 + 1.96^2) = 0.0188; resampling zeros would say 0."""
+    assert mean_score(np.zeros(200)).high == pytest.approx(0.0188, abs=1e-4)
+    assert mean_score(np.ones(200)).low == pytest.approx(1 - 0.0188, abs=1e-4)
+    halves = mean_score(np.array([0.5, 0.5, 1.5]))
+    assert halves.value == pytest.approx(5 / 6) and halves.high == 1.5

@@ -178,7 +178,8 @@ def import_file(
             f"{path}: none of its first {len(sample)} rows can be used, row {sample[0].number}",
             value=first.value,
             expected=first.expected,
-            remedy="check what the file is: JSON lines, a JSON array, CSV, Parquet or text are read",
+            remedy="check what the file is: JSON and Parquet are known by their content, "
+            "CSV, TSV and text by a name that ends in .csv, .tsv or .txt",
         )
     meta = meta or Meta(source=path.name)
     return ImportResult(

@@ -229,6 +229,13 @@ def _csv_rows(path: Path, max_row_bytes: int, delimiter: str) -> Iterator[Row]:
                 continue
             if header is None:
                 header = cells
+                if len(header) == 1 and (mark := next((m for m in ";\t" if m in header[0]), "")):
+                    raise DataError(
+                        f"{path}: the header is one column that holds {mark!r}",
+                        value=header[0],
+                        expected="columns parted by commas (.csv) or tabs (.tsv)",
+                        remedy="save it with commas, or give it the other ending",
+                    )
                 if len(set(header)) != len(header):
                     raise DataError(f"{path} has two columns of one name", value=header, remedy="rename one")
                 continue

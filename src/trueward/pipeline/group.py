@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trueward.core.errors import DataError
-from trueward.core.stats import bootstrap_mean, paired_difference
+from trueward.core.stats import Estimate, bootstrap_mean, paired_difference, wilson
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.convert import as_prompt
 from trueward.data.records import Demonstration, Message, Prompt, Record
@@ -26,7 +27,7 @@ from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo import PPOHooks
 from trueward.trainers.verified import Question, verified_reward
 
-__all__ = ["grpo", "reference_of_record"]
+__all__ = ["grpo", "mean_score", "reference_of_record"]
 
 
 class _Asked(NamedTuple):
@@ -114,11 +115,18 @@ def _gain(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, Any]
         return {"errors": len(before)}
     first, last = np.array(both).T
     return {
-        "before": bootstrap_mean(first)._asdict(),
-        "after": bootstrap_mean(last)._asdict(),
+        "before": mean_score(first)._asdict(),
+        "after": mean_score(last)._asdict(),
         "gain": paired_difference(last, first)._asdict(),
         "errors": len(before) - len(both),
     }
+
+
+def mean_score(scores: NDArray[np.float64]) -> Estimate:
+    """Mean score; a pass rate by Wilson's interval, since resampling 200 failures says 0 for certain."""
+    if np.isin(scores, (0.0, 1.0)).all():
+        return wilson(int(scores.sum()), scores.size)
+    return bootstrap_mean(scores)
 
 
 class _HeldOut(NamedTuple):
