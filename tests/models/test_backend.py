@@ -1,12 +1,14 @@
 """The processor's settings."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from trueward.core.errors import ModelError
-from trueward.models.backend import choose_device, keep_freed_memory, prepare_cpu
+from trueward.models.backend import choose_device, keep_freed_memory, own_memory, prepare_cpu
+from trueward.models.tiny import tiny_model
 
 
 def test_denormals_become_zero_and_threads_stay() -> None:
@@ -38,3 +40,20 @@ def test_device_is_a_gpu_only_where_torch_sees_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"sees no GPU .* model\.device=cpu"):
         choose_device("cuda")
+
+
+def test_weights_of_a_file_get_memory_of_their_own(tmp_path: Path) -> None:
+    model = tiny_model("qwen3", 1, width=64)
+    model.save_pretrained(str(tmp_path))
+    mapped = type(model).from_pretrained(str(tmp_path))
+    storage = mapped.model.embed_tokens.weight.untyped_storage()
+    assert not storage.resizable(), "transformers maps weights; if it stops to, own_memory can go"
+    own_memory(mapped)
+    for (name, got), expected in zip(mapped.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(got, expected), name
+        assert got.untyped_storage().resizable()
+        assert got.data_ptr() % 64 == 0
+    # Still tied; and the file's pages can still be read by whoever holds a view of them.
+    assert mapped.lm_head.weight is mapped.model.embed_tokens.weight
+    left = torch.empty(0).set_(storage, 0, (263, 64))
+    assert torch.equal(left, model.model.embed_tokens.weight)

@@ -2,6 +2,8 @@
 and the seed.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tests.models.rows import plain_copy
 from trueward.core.errors import ModelError
 from trueward.data.chat import Completion, TokenGroup
 from trueward.models.packing import pack
-from trueward.models.scoring import score_completions
+from trueward.models.scoring import fallbacks, score_completions
 from trueward.models.tiny import KINDS, Kind, tiny_model
 from trueward.rollouts.decoding import PlainDecoder
 from trueward.rollouts.engine import Rollout
@@ -166,3 +168,17 @@ def test_progress_counts_finished_completions() -> None:
     assert seen == sorted(seen)
     assert seen[-1] == (12, 12)
     assert len({done for done, _ in seen}) > 3
+
+
+def test_mapped_weights_decode_as_they_lie_and_are_counted(tmp_path: Path) -> None:
+    model = tiny_model("llama", 3)
+    model.save_pretrained(str(tmp_path))
+    mapped = type(model).from_pretrained(str(tmp_path))
+    options = {"num_completions": 2, "max_new_tokens": 16, "temperature": 1.0, "seed": 1}
+    asked = prompts(3, [4, 13])
+    ours, theirs = (LocalEngine(m, [STOP]).generate(asked, **options) for m in (model, mapped))
+    assert [r.ids for r in ours] == [r.ids for r in theirs]
+    assert fallbacks(model) == {}
+    ((reason, count),) = fallbacks(mapped).items()
+    assert "mapped from a file" in reason
+    assert count == 1

@@ -5,14 +5,16 @@ Not here: the number of threads.
 """
 
 import ctypes
+import mmap
 import os
 import sys
 
 import torch
+from torch import Tensor, nn
 
 from trueward.core.errors import ModelError
 
-__all__ = ["choose_device", "keep_freed_memory", "prepare_cpu"]
+__all__ = ["choose_device", "keep_freed_memory", "own_memory", "prepare_cpu"]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -68,3 +70,30 @@ def keep_freed_memory() -> bool:
     if mallopt is None or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def own_memory(model: nn.Module) -> None:
+    """Give weights of a model that was just read, and still lie in the mapped file, memory of their own.
+
+    There they begin at a cache line. In the file they begin where its header happens to end, which costs
+    products in float32 up to a sixth of their speed; they are copied page by page when first trained; and
+    `relaid` cannot lay them out. Each weight's pages of the file are given back as soon as it is copied, so
+    memory grows by one weight.
+    """
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
+                mapped = tensor.data
+                tensor.data = mapped.clone(memory_format=torch.contiguous_format)
+                _forget_pages(mapped)
+
+
+def _forget_pages(mapped: Tensor) -> None:
+    """Give back the pages that hold nothing but this tensor; whoever reads them again reads the file."""
+    if not sys.platform.startswith("linux") or not mapped.is_contiguous():
+        return
+    first = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > first:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)

@@ -29,7 +29,7 @@ from trueward.core.errors import DataError, ModelError, nearest
 from trueward.core.files import read_json
 from trueward.core.hashing import hash_json
 from trueward.data.chat import template_hash
-from trueward.models.backend import prepare_cpu
+from trueward.models.backend import own_memory, prepare_cpu
 from trueward.models.checkpoint import NUM_PROBES, PROBES_FILE, PROBES_SCHEMA, model_hash, probe_scores
 from trueward.models.heads import check_pad
 from trueward.models.lora import LoraSettings, apply_lora, check_new_tokens
@@ -164,6 +164,7 @@ def _load_weights(auto: Any, folder: Path, dtype: str, **options: Any) -> tuple[
         raise ModelError(
             f"{folder}: weights of another shape than the configuration says", value=mismatched[:3]
         )
+    own_memory(model)
     return model, set(info["missing_keys"])
 
 

@@ -40,6 +40,7 @@ from trueward.objectives.logprobs import token_entropy, token_logps
 __all__ = [
     "TokenScores",
     "check_positions",
+    "count_fallback",
     "evaluating",
     "exact_kl_N",
     "fallbacks",
@@ -49,6 +50,7 @@ __all__ = [
     "reference",
     "row_attention",
     "run_backbone",
+    "run_rows",
     "score_completions",
     "sequence_rewards",
     "supports_packing",
@@ -181,7 +183,8 @@ def _say(model: PreTrainedModel, reason: str, path: str) -> None:
         )
 
 
-def _count(model: PreTrainedModel, reason: str, path: str) -> None:
+def count_fallback(model: PreTrainedModel, reason: str, path: str) -> None:
+    """Count one call that did not take the fastest path; the first of a reason prints a line."""
     _say(model, reason, path)
     _FALLBACKS[model][reason] += 1
 
@@ -207,7 +210,7 @@ def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
     if route.kernel is None:
         raise ModelError(f"{type(inner).__name__} cannot take packed rows", value=route.reason)
     if route.reason:
-        _count(inner, route.reason, "bucketed")
+        count_fallback(inner, route.reason, "bucketed")
     return packed.attention(route.kernel)
 
 
@@ -219,7 +222,8 @@ def _run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_
     return hidden_LD.index_select(0, distinct_m).index_select(0, at_n)
 
 
-def _run(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor | None) -> Tensor:
+def run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor | None) -> Tensor:
+    """hidden_nD of the rows that are read (None: all), every attention layer computed by `step`."""
     # Layers that the backward computes again would find the hooks gone.
     again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     if rows_n is not None and _route(model).prunes and not again:
@@ -246,18 +250,18 @@ def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None
     check_positions(inner, packed.longest)
     route = _route(inner)
     if route.kernel is None:
-        _count(inner, route.reason, "padded")
+        count_fallback(inner, route.reason, "padded")
         hidden_LD = plain_hidden(backbone_of(inner), packed)
         return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)
     step = row_attention(inner, packed)
     try:
-        return _run(inner, packed, step, rows_n)
+        return run_rows(inner, packed, step, rows_n)
     except Unsupported as error:
         if route.kernel == "buckets":
             raise
         # Asked of this call only: dropout of attention weights in training, say.
-        _count(inner, str(error), "bucketed")
-    return _run(inner, packed, packed.attention("buckets"), rows_n)
+        count_fallback(inner, str(error), "bucketed")
+    return run_rows(inner, packed, packed.attention("buckets"), rows_n)
 
 
 def _check_temperature(temperature: float) -> None:
@@ -292,7 +296,7 @@ def score_completions(
     head = head_of(inner)
     if not _route(inner).head:
         check_positions(inner, packed.longest)
-        _count(inner, "it changes its logits after the head in a way not known here", "padded")
+        count_fallback(inner, "it changes its logits after the head in a way not known here", "padded")
         logits_1NV = plain_logits(inner, packed).float().unsqueeze(0)
         greedy_N = logits_1NV[0].argmax(-1) == packed.labels_N
         scaled_1NV = logits_1NV / temperature

@@ -2,13 +2,14 @@
 from scratch.
 
 `SharedDecoder` runs each prompt once and keeps its keys and values once, whatever the number of its
-completions; each row keeps only what it has drawn itself. `PlainDecoder` runs whole padded rows at every
-step: it serves models that cannot take packed rows. Rows that are finished are dropped by `keep`.
-Axes: R live rows, P live prompts, G rows of a prompt (padded), H heads, K key heads, g = H / K, T prompt
-tokens, t drawn tokens, d head width, V vocabulary.
+completions; each row keeps only what it has drawn itself (see cache). `PlainDecoder` runs whole padded rows
+at every step: it serves models that cannot take packed rows. Rows that are finished are dropped by `keep`.
+Axes: R live rows, P prompts, D width, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -17,11 +18,10 @@ from transformers import PreTrainedModel
 
 from trueward.models.attention import AttentionStep
 from trueward.models.packing import Packed, pack_prompts
-from trueward.models.scoring import head_of, row_attention, run_backbone
+from trueward.models.scoring import head_of, row_attention, run_backbone, run_rows
+from trueward.rollouts.cache import Block, OwnRows, SharedRows, cut_lengths
 
 __all__ = ["Decoder", "PlainDecoder", "SharedDecoder"]
-
-_FIRST_CAPACITY = 64
 
 
 class Decoder(Protocol):
@@ -68,16 +68,11 @@ class PlainDecoder:
 
 
 class _Prefill:
-    """Attention of the prompts, which also keeps their keys and values, one padded block a prompt."""
+    """Attention of the prompts, which also keeps their keys and values in the blocks."""
 
-    def __init__(self, packed: Packed, attention: AttentionStep) -> None:
+    def __init__(self, attention: AttentionStep, blocks: Sequence[Block]) -> None:
         self._attention = attention
-        starts = packed.last_S + 1 - packed.prompt_lengths
-        steps = torch.arange(packed.longest, device=starts.device)
-        # Padding reads the last token again; it is masked by position.
-        self._tokens_PT = torch.minimum(starts.unsqueeze(1) + steps, packed.last_S.unsqueeze(1))
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self._blocks = blocks
         self.layers: dict[int, int] = {}
 
     def attend(
@@ -91,10 +86,9 @@ class _Prefill:
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        self.layers[id(module)] = len(self.keys)
-        # [1, K, L, d] -> [P, K, T, d]
-        self.keys.append(key[0].transpose(0, 1)[self._tokens_PT].transpose(1, 2).contiguous())
-        self.values.append(value[0].transpose(0, 1)[self._tokens_PT].transpose(1, 2).contiguous())
+        self.layers[id(module)] = len(self.layers)
+        for block in self._blocks:
+            block.store(key[0].transpose(0, 1), value[0].transpose(0, 1))
         return self._attention.attend(
             module, query, key, value, scaling=scaling, dropout=dropout, window=window
         )
@@ -110,88 +104,42 @@ class SharedDecoder:
 
         Args:
             prompts: token ids of distinct prompts.
-            prompt_R: prompt of each row, ascending.
+            prompt_R: prompt of each row, ascending; every prompt has a row.
         """
         self._model = model
         self._head = head_of(model)
-        self._device = model.device
-        self._prompts = prompts
-        self._prompt_R = torch.tensor(prompt_R, device=self._device)
-        self._lengths_P = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        self._drawn = 0
-        self._capacity = 0
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._own_keys: list[Tensor] = []
-        self._own_values: list[Tensor] = []
+        self._packed = pack_prompts(prompts, model.device)
+        self._prompt_R = torch.tensor(prompt_R, device=model.device)
+        # Position of each row's next token.
+        self._position_R = self._packed.prompt_lengths[self._prompt_R]
+        self._blocks = _blocks(model, self._packed, [len(prompt) for prompt in prompts], prompt_R)
         self._layers: dict[int, int] = {}
-        self._masks: dict[int | None, Tensor] = {}
-        self._group()
 
     def start(self) -> Tensor:
-        packed = pack_prompts(self._prompts, self._device)
-        prefill = _Prefill(packed, row_attention(self._model, packed))
-        hidden_LD = run_backbone(self._model, packed.input_ids_1L, packed.position_ids_1L, prefill)
-        self._keys, self._values, self._layers = prefill.keys, prefill.values, prefill.layers
-        return self._head.logits(hidden_LD[packed.last_S])[self._prompt_R]
+        packed = self._packed
+        prefill = _Prefill(row_attention(self._model, packed), self._blocks)
+        hidden_PD = run_rows(self._model, packed, prefill, packed.last_S)
+        self._layers = prefill.layers
+        return self._head.logits(hidden_PD)[self._prompt_R]
 
     def step(self, ids_R: Tensor) -> Tensor:
-        if self._drawn == self._capacity:
-            self._grow(len(ids_R))
-        positions_R = self._lengths_P[self._prompt_R] + self._drawn
-        self._masks = {}
-        hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), positions_R.unsqueeze(0), self)
-        self._drawn += 1
+        for block in self._blocks:
+            block.advance()
+        hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
+        self._position_R = self._position_R + 1
         return self._head.logits(hidden_RD)
 
     def keep(self, rows: Tensor) -> None:
-        prompts, prompt_R = torch.unique(self._prompt_R[rows], return_inverse=True)
-        if len(prompts) < len(self._lengths_P):
-            self._lengths_P = self._lengths_P[prompts]
-            self._keys = [keys.index_select(0, prompts) for keys in self._keys]
-            self._values = [values.index_select(0, prompts) for values in self._values]
-        self._prompt_R = prompt_R
-        self._own_keys = [keys.index_select(0, rows) for keys in self._own_keys]
-        self._own_values = [values.index_select(0, rows) for values in self._own_values]
-        self._group()
-
-    def _group(self) -> None:
-        """Place rows in a table of P prompts by G slots; with equal groups the table is the rows
-        themselves.
-        """
-        counts_P = torch.bincount(self._prompt_R, minlength=len(self._lengths_P))
-        self._num_slots = int(counts_P.max())
-        self._even = bool((counts_P == self._num_slots).all())
-        first_P = counts_P.cumsum(0) - counts_P
-        rank_R = torch.arange(len(self._prompt_R), device=self._device) - first_P[self._prompt_R]
-        self._slot_R = self._prompt_R * self._num_slots + rank_R
-
-    def _grow(self, num_rows: int) -> None:
-        capacity = max(_FIRST_CAPACITY, 2 * self._capacity)
-
-        def grown(old: Tensor | None, like: Tensor) -> Tensor:
-            new = like.new_empty(num_rows, like.shape[1], capacity, like.shape[3])
-            if old is not None:
-                new[:, :, : self._capacity] = old
-            return new
-
-        none: list[Tensor | None] = [None] * len(self._keys)
-        old_keys, old_values = (self._own_keys, self._own_values) if self._capacity else (none, none)
-        self._own_keys = [grown(old, like) for old, like in zip(old_keys, self._keys, strict=True)]
-        self._own_values = [grown(old, like) for old, like in zip(old_values, self._values, strict=True)]
-        self._capacity = capacity
-
-    def _prompt_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [P, 1, 1, T] of prompt keys for the present step."""
-        if window not in self._masks:
-            steps_T = torch.arange(self._keys[0].shape[2], device=self._device)
-            lengths_P1 = self._lengths_P.unsqueeze(1)
-            visible = steps_T < lengths_P1
-            if window is not None:
-                visible = visible & (lengths_P1 + self._drawn - steps_T < window)
-            blocked = torch.zeros(visible.shape, dtype=dtype, device=self._device)
-            self._masks[window] = blocked.masked_fill_(~visible, float("-inf"))[:, None, None]
-        return self._masks[window]
+        self._position_R = self._position_R[rows]
+        parts, first = [], 0
+        for block in self._blocks:
+            parts.append(rows[(rows >= first) & (rows < first + block.num_rows)] - first)
+            first += block.num_rows
+        kept = [(block, part) for block, part in zip(self._blocks, parts, strict=True) if len(part)]
+        for block, part in kept:
+            if len(part) < block.num_rows:
+                block.keep(part)
+        self._blocks = [block for block, _ in kept]
 
     def attend(
         self,
@@ -204,42 +152,41 @@ class SharedDecoder:
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        """One query a row: scores against its prompt's keys and its own, one softmax over both."""
+        """One query a row."""
+        sizes = [block.num_rows for block in self._blocks]
+        q_parts, k_parts, v_parts = (
+            torch.split(states[0].transpose(0, 1), sizes) for states in (query, key, value)
+        )
         layer = self._layers[id(module)]
-        num_rows, heads, width = query.shape[2], query.shape[1], query.shape[3]
-        kv_heads = key.shape[1]
-        shared = heads // kv_heads
-        now = self._drawn
-        own_keys, own_values = self._own_keys[layer], self._own_values[layer]
-        own_keys[:, :, now] = key[0].transpose(0, 1)
-        own_values[:, :, now] = value[0].transpose(0, 1)
-        first = 0 if window is None else max(0, now + 1 - window)
-        own_keys, own_values = own_keys[:, :, first : now + 1], own_values[:, :, first : now + 1]
-        # [R, K, g, d]
-        q = query[0].transpose(0, 1).reshape(num_rows, kv_heads, shared, width)
-        q = q * (width**-0.5 if scaling is None else scaling)
-        prompt_scores = self._to_table(q) @ self._keys[layer].transpose(-1, -2)
-        prompt_scores = prompt_scores + self._prompt_mask(window, q.dtype)
-        scores = torch.cat([self._to_rows(prompt_scores, shared), q @ own_keys.transpose(-1, -2)], dim=-1)
-        probs = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-        in_prompt = probs[..., : prompt_scores.shape[-1]]
-        result = self._to_rows(self._to_table(in_prompt) @ self._values[layer], shared)
-        result = result + probs[..., prompt_scores.shape[-1] :] @ own_values
-        return result.reshape(1, num_rows, heads, -1)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        attended = [
+            block.attend(layer, q, k, v, scaling=scale, window=window)
+            for block, q, k, v in zip(self._blocks, q_parts, k_parts, v_parts, strict=True)
+        ]
+        return (attended[0] if len(attended) == 1 else torch.cat(attended)).unsqueeze(0)
 
-    def _to_table(self, rows: Tensor) -> Tensor:
-        """[R, K, g, x] -> [P, K, G * g, x], so that one product serves all rows of a prompt."""
-        if self._num_slots == 1:
-            return rows
-        table = rows
-        if not self._even:
-            table = rows.new_zeros(len(self._lengths_P) * self._num_slots, *rows.shape[1:])
-            table.index_copy_(0, self._slot_R, rows)
-        table = torch.unflatten(table, 0, (len(self._lengths_P), self._num_slots)).transpose(1, 2)
-        return table.flatten(2, 3)
 
-    def _to_rows(self, table: Tensor, shared: int) -> Tensor:
-        if self._num_slots == 1:
-            return table
-        rows = torch.unflatten(table, 2, (self._num_slots, shared)).transpose(1, 2).flatten(0, 1)
-        return rows if self._even else rows.index_select(0, self._slot_R)
+def _blocks(
+    model: PreTrainedModel, packed: Packed, lengths: Sequence[int], prompt_R: Sequence[int]
+) -> list[Block]:
+    """Blocks of neighbouring prompts, those with one row apart from those with several."""
+    config = model.config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    slot_bytes = 2 * kv_heads * width * model.dtype.itemsize
+    rows_of = Counter(prompt_R)
+    starts_P = packed.last_S + 1 - packed.prompt_lengths
+    blocks: list[Block] = []
+    for alone, run in groupby(range(len(lengths)), lambda prompt: rows_of[prompt] == 1):
+        prompts = list(run)
+        first = prompts[0]
+        for size in cut_lengths([lengths[prompt] for prompt in prompts], slot_bytes):
+            at = slice(first, first + size)
+            starts, counts = starts_P[at], packed.prompt_lengths[at]
+            if alone:
+                blocks.append(OwnRows(starts, counts))
+            else:
+                own = [prompt - first for prompt in prompt_R if first <= prompt < first + size]
+                blocks.append(SharedRows(starts, counts, torch.tensor(own, device=starts.device)))
+            first += size
+    return blocks

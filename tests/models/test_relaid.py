@@ -1,0 +1,106 @@
+"""Weights in another order: the same products meanwhile, the same bits and storage afterwards."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from trueward.models import relaid
+from trueward.models.relaid import laid_out
+from trueward.models.tiny import KINDS, Kind, tiny_model
+
+
+def lying_otherwise(model: nn.Module) -> int:
+    return sum("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_come_back_as_they_were(kind: Kind, dtype: torch.dtype) -> None:
+    model = tiny_model(kind, 1).to(dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.arange(3, 23).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with laid_out(model) as num_mapped:
+            assert num_mapped == 0
+            linears = [module for module in model.modules() if type(module) is nn.Linear]
+            assert lying_otherwise(model) == len(linears)
+            got = model(input_ids=ids).logits
+    assert lying_otherwise(model) == 0
+    # Widths of 32 to 64: a few roundings of the precision on logits of about 2.
+    torch.testing.assert_close(got, expected, atol=20 * torch.finfo(dtype).eps, rtol=0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_weight_stands_in_memory_once() -> None:
+    tied, untied = tiny_model("qwen3"), tiny_model("llama")
+    with laid_out(tied), laid_out(untied):
+        assert untied.lm_head.weight.numel() == 0
+        # The embeddings read it too.
+        assert torch.equal(tied.lm_head.weight, tied.model.embed_tokens.weight)
+        assert tied.lm_head.weight.numel() > 0
+        for model in (tied, untied):
+            weight = model.model.layers[0].mlp.up_proj.weight
+            assert weight.numel() == weight.untyped_storage().nbytes() == 0
+
+
+def test_who_reads_a_weight_meanwhile_fails() -> None:
+    model = tiny_model("llama")
+    weight = model.model.layers[0].mlp.up_proj.weight
+    with laid_out(model), pytest.raises(RuntimeError):
+        nn.functional.linear(torch.ones(1, 32), weight)
+
+
+def test_weights_come_back_after_an_error_and_train_on() -> None:
+    model = tiny_model("llama", 2)
+    other = copy.deepcopy(model)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-2) for m in (model, other)]
+    ids = torch.arange(3, 13).unsqueeze(0)
+    alias = model.model.layers[0].mlp.up_proj.weight.detach()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), laid_out(model):
+            raise ZeroDivisionError
+        for each, optimizer in zip((model, other), optimizers, strict=True):
+            each(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for (name, got), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(got, expected), name
+    # The storage is the same one: who held a view of the weight sees what was trained.
+    assert torch.equal(alias, model.model.layers[0].mlp.up_proj.weight)
+
+
+def test_adapters_go_on_working() -> None:
+    model = get_peft_model(tiny_model("llama", 1), LoraConfig(r=2, init_lora_weights=False))
+    ids = torch.arange(3, 23).unsqueeze(0)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with laid_out(model):
+            got = model(input_ids=ids).logits
+            with model.disable_adapter():
+                assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_weights_of_a_file_and_other_precisions_stay(tmp_path: object) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(str(tmp_path))
+    mapped = type(model).from_pretrained(str(tmp_path))
+    with laid_out(mapped) as num_mapped:
+        assert lying_otherwise(mapped) == 0
+        assert num_mapped == sum(type(module) is nn.Linear for module in mapped.modules())
+    with laid_out(tiny_model("llama").double()) as num_mapped:
+        assert num_mapped == 0
+
+
+def test_an_order_that_does_not_give_the_weight_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaid, "_TRIED", {})
+    packed = relaid._packed
+    monkeypatch.setattr(relaid, "_packed", lambda weight: packed(weight.roll(1)))
+    model = tiny_model("llama")
+    with laid_out(model):
+        assert lying_otherwise(model) == 0
