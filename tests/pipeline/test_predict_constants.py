@@ -4,7 +4,7 @@ import pytest
 
 from trueward.models import head
 from trueward.pipeline import predict_memory
-from trueward.rollouts import decoding, local
+from trueward.rollouts import cache, local
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ from trueward.rollouts import decoding, local
         (local, "_KV_SHARE_GPU"),
         (local, "_LOGITS_ELEMENTS"),
         (local, "_LOGITS_ELEMENTS_GPU"),
-        (decoding, "_FIRST_CAPACITY"),
+        (local, "_LAY_STEPS"),
+        (cache, "_ROOM"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2],
 )

@@ -39,8 +39,9 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 # models.head: logits of one chunk, and up to how many their softmax is kept; a chunk is turned in place, and
 # its gradient is there once more in the precision of the products.
 _CHUNK_ELEMENTS, _CHUNK_ELEMENTS_GPU, _KEPT_ELEMENTS, _CHUNK_COPIES = 1 << 24, 1 << 27, 1 << 24, 2
-# rollouts.local: bounds of one part of the drawing; rollouts.decoding: first capacity.
-_KV_BYTES, _KV_SHARE_GPU, _FIRST_CAPACITY = 1 << 30, 0.125, 64
+# rollouts.local: bounds of one part of the drawing, and from how many steps on weights are laid out;
+# rollouts.cache: slots that are made at a time.
+_KV_BYTES, _KV_SHARE_GPU, _LAY_STEPS, _ROOM = 1 << 30, 0.125, 16, 32
 _LOGITS_ELEMENTS, _LOGITS_ELEMENTS_GPU = 1 << 25, 1 << 28
 # rollouts.sampling.draw: logits, their log-softmax and its exponential in float32, cumulative sum in float64.
 _DRAW_BYTES = 4 + 4 + 4 + 8
@@ -318,18 +319,18 @@ class _Stage:
         """Rollouts, with the moments of AdamW beside them."""
         work, shape = self.work, self.shape
         per_token = 2 * shape.num_layers * shape.kv_width * self.roles.how.weight_bytes
-        capacity = _FIRST_CAPACITY
-        while capacity < work.new_tokens:
-            capacity *= 2
+        capacity = -(-work.new_tokens // _ROOM) * _ROOM
         prompt = work.sequence_tokens - work.new_tokens
         gpu = self.device.gpu
         logits_bound = _LOGITS_ELEMENTS_GPU if gpu else _LOGITS_ELEMENTS
         cache_bound = _KV_SHARE_GPU * self.device.memory_bytes if gpu else _KV_BYTES
         whole = (prompt + work.new_tokens) * per_token
         rows = max(1.0, min(work.rows, logits_bound / shape.vocab_size, cache_bound / whole))
-        # While the table of drawn keys grows, the old one is still there.
-        grown = capacity * (1.5 if capacity > _FIRST_CAPACITY else 1.0)
-        cache = per_token * rows * (prompt / work.completions + grown)
+        # While the slots of a layer grow, its old ones are still there.
+        cache = per_token * rows * (prompt / work.completions + capacity) * (1 + 1 / shape.num_layers)
+        # A head that is the embeddings too is laid out beside them.
+        laid = shape.tied and not gpu and work.new_tokens >= _LAY_STEPS
+        head = self.roles.how.weight_bytes * shape.table_parameters if laid else 0.0
         logits = rows * shape.vocab_size * _DRAW_BYTES
         prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0, 0)
         extra = _FLOAT * self.roles.trained / self.shards if self.roles.kept_policies > 1 else 0.0
@@ -337,6 +338,7 @@ class _Stage:
             *self.held,
             ("moments of AdamW", self.moments),
             ("keys and values", cache),
+            ("head laid out for few rows", head),
             ("logits being drawn from", logits),
             ("prompts at work", working_forward(shape, self.roles.how, prefill)),
             ("policy being copied", extra),
