@@ -12,7 +12,8 @@ from tests.pipeline.toy import call, refusal, write_model, write_rows, write_tes
 from trueward.core.files import read_json, read_jsonl
 from trueward.core.run import open_run
 from trueward.data.records import Demonstration, Message, Meta, Prompt
-from trueward.pipeline.group import mean_score, reference_of_record
+from trueward.pipeline.answers import reference_of_record
+from trueward.pipeline.group import mean_score
 
 TINY = (
     "sft.train={steps: 2, batch_size: 4, lr: 0.001}",

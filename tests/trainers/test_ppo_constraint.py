@@ -16,12 +16,13 @@ from trueward.core.errors import RunError
 from trueward.core.files import read_json, read_jsonl
 from trueward.data.chat import TokenGroup
 from trueward.rollouts import LocalEngine, Rollout
-from trueward.trainers.experience import PPOModels, ppo_models, weighted_reward
+from trueward.trainers.experience import PPOModels, ppo_models
 from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo import train_ppo
 from trueward.trainers.ppo_constraint import mixed_advantages, priced
 from trueward.trainers.ppo_rollout import Environment, advantages_of, draw
 from trueward.trainers.ppo_update import PPOObjective
+from trueward.trainers.reward_sum import weighted_reward
 
 BOUND = {"threshold": 0.25, "init_lambda": 0.5, "lambda_lr": 2.0}
 
@@ -164,5 +165,5 @@ def test_a_weighted_reward_of_rewards() -> None:
     assert score(prompts(1), rollouts) == pytest.approx([0.875, 1.5])
     with pytest.raises(ValueError, match="parts of finite weight"):
         weighted_reward([])
-    with pytest.raises(RunError, match="a reward of 2 completions is not finite"):
+    with pytest.raises(RunError, match="reward part1 of 2 completions is not finite"):
         weighted_reward([(lambda groups, rollouts: [math.nan] * 2, 1.0)])(prompts(1), rollouts)

@@ -2,6 +2,7 @@
 after."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +12,13 @@ from trueward.core.errors import DataError
 from trueward.core.stats import Estimate, bootstrap_mean, paired_difference, wilson
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.convert import as_prompt
-from trueward.data.records import Demonstration, Message, Prompt, Record
+from trueward.data.records import Message, Prompt, Record
+from trueward.models.checkpoint import model_hash
 from trueward.models.load import LoadedModel
+from trueward.pipeline.answers import reference_of_record
 from trueward.pipeline.datasets import asked_records
 from trueward.pipeline.ppo import decode_with, gold_of
+from trueward.pipeline.rewards import Asked, reward_hashes, summed_reward, uses_own
 from trueward.pipeline.sampling import draw, prompt_ids, text_of
 from trueward.pipeline.training import card, check, save_policy, settings_of, training_figures
 from trueward.pipeline.workspace import Begun, Workspace
@@ -23,11 +27,14 @@ from trueward.rollouts.local import LocalEngine
 from trueward.testbed import task_of
 from trueward.trainers.group import train_group
 from trueward.trainers.group_experience import group_models
+from trueward.trainers.group_rollout import GroupReward
 from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo import PPOHooks
+from trueward.trainers.reward import reward_function
+from trueward.trainers.reward_sum import RewardPart, VerdictSum
 from trueward.trainers.verified import Question, verified_reward
 
-__all__ = ["grpo", "mean_score", "reference_of_record"]
+__all__ = ["grpo", "mean_score"]
 
 
 class _Asked(NamedTuple):
@@ -36,20 +43,6 @@ class _Asked(NamedTuple):
     prompts: list[Prompt]
     groups: list[TokenGroup]
     questions: dict[str, Question]
-
-
-def reference_of_record(record: Record, column: str | None) -> str:
-    """What the data says is right; empty where it says nothing.
-
-    Args:
-        column: dotted path into the columns that came with the record, or None for a demonstration's answer.
-    """
-    if column is None:
-        return record.messages[-1].content if isinstance(record, Demonstration) else ""
-    value: object = record.meta.extra
-    for part in column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
 def _reference(workspace: Workspace, record: Record) -> str:
@@ -144,6 +137,20 @@ def _held_out(workspace: Workspace, policy: LoadedModel, held: _Asked, verify: V
     )
 
 
+def _reward(workspace: Workspace, policy: LoadedModel, asked: _Asked, verify: Verifier) -> GroupReward:
+    """The verifiers, and what the recipe adds to them."""
+    section, budget = workspace.recipe.grpo, workspace.recipe.grpo.train.max_tokens_per_forward
+    verified = verified_reward(verify, asked.questions, text=lambda rollout: text_of(policy, rollout))
+    if section.rewards is None:
+        return verified
+    own = None
+    if uses_own(section.rewards):
+        own = reward_function(workspace.load_reward().model, max_tokens_per_forward=budget)
+    scored = Asked(asked.prompts, asked.groups, section.train.max_new_tokens, budget)
+    first = [RewardPart("verifiers", verified, 1.0)]
+    return VerdictSum(summed_reward(workspace, policy, section.rewards, scored, own=own, first=first))
+
+
 def _train(
     workspace: Workspace, begun: Begun, policy: LoadedModel, asked: _Asked, verify: Verifier
 ) -> TrainResult:
@@ -153,7 +160,7 @@ def _train(
             group_models(policy.model, settings),
             asked.groups,
             engine=LocalEngine(policy.model, stop_ids(policy.tokenizer)),
-            reward=verified_reward(verify, asked.questions, text=lambda rollout: text_of(policy, rollout)),
+            reward=_reward(workspace, policy, asked, verify),
             settings=settings,
             folder=begun.folder.path,
             hooks=PPOHooks(
@@ -179,7 +186,11 @@ def grpo(workspace: Workspace) -> None:
         "data": data.hash,
         "charter": workspace.charter.hash,
         "template": policy.template_hash,
+        **reward_hashes(section.rewards),
     }
+    own = section.rewards is not None and uses_own(section.rewards)
+    if own:
+        parents["reward_model"] = model_hash(Path(workspace.model_path("reward")))
     config = {
         "section": section.model_dump(mode="json"),
         "model": recipe.model.model_dump(mode="json", exclude={"path"}),
@@ -210,7 +221,11 @@ def grpo(workspace: Workspace) -> None:
         begun.folder,
         results={**training_figures(result), "held_out": gains},
         model=digest,
-        parents=[*data.records, workspace.record_of("sft", "model")],
+        parents=[
+            *data.records,
+            workspace.record_of("sft", "model"),
+            *([workspace.record_of("reward", "model")] if own else []),
+        ],
     )
 
 

@@ -24,6 +24,7 @@ from trueward.pipeline.datasets import FeedbackData, decided, pairs, train_promp
 from trueward.pipeline.held_out import preference_looks
 from trueward.pipeline.ppo import gold_of
 from trueward.pipeline.recipe import OnlineSection
+from trueward.pipeline.rewards import Asked, reward_hashes, summed_reward, uses_own
 from trueward.pipeline.sampling import prompt_ids
 from trueward.pipeline.training import (
     begin_stage,
@@ -38,10 +39,12 @@ from trueward.pipeline.training import (
 from trueward.pipeline.workspace import Begun, Workspace
 from trueward.rollouts.local import LocalEngine
 from trueward.trainers.best_worst import BestWorst, best_against_worst
+from trueward.trainers.experience import RewardFunction
 from trueward.trainers.groups import describe_group, rollout_groups
 from trueward.trainers.loop import Evaluate, TrainResult
 from trueward.trainers.preference import preference_pairs, train_preference
 from trueward.trainers.reward import reward_function
+from trueward.trainers.reward_sum import parts_of
 from trueward.trainers.sampling import Sampler, num_steps
 from trueward.trainers.settings import TrainSettings
 
@@ -64,7 +67,8 @@ class _Run(NamedTuple):
     begun: Begun
     asked: _Asked
     data: FeedbackData[Comparison]
-    reward_hash: str
+    rewards: dict[str, str]
+    """Name -> hash of the reward models that score."""
 
     def name(self, number: int) -> str:
         """The stage whose model round `number` made; 0 is the SFT model."""
@@ -109,10 +113,8 @@ def _draw(
         temperature=online.temperature,
         seed=workspace.seed("dpo", "online", number),
     )
-    budget = workspace.recipe.dpo.train.max_tokens_per_forward
-    scores = reward_function(workspace.load_reward().model, max_tokens_per_forward=budget)(
-        asked.groups, rollouts
-    )
+    reward = _reward(workspace, run)
+    scores = list(reward(asked.groups, rollouts))
     made = best_against_worst(rollout_groups(asked.groups, rollouts), scores)
     by_prompt = np.reshape(scores, (-1, online.completions)).mean(1)
     figures: dict[str, Any] = {
@@ -123,12 +125,27 @@ def _draw(
         "ties": made.ties,
         "reward": bootstrap_mean(by_prompt)._asdict(),
         "gap": float(np.mean(made.gaps)) if made.gaps else 0.0,
+        **({"parts": dict(parts)} if (parts := parts_of(reward)) else {}),
     }
     if workspace.recipe.data.source == "testbed":
         # Reported, never trained on.
         gold = gold_of(policy, asked.prompts)(asked.groups, rollouts)
         figures |= _true_figures(np.reshape(gold, (-1, online.completions)), made)
     return made, {**figures, "seconds": time.monotonic() - started_s}
+
+
+def _reward(workspace: Workspace, run: _Run) -> RewardFunction:
+    """The run's reward model, or the sum that the recipe names; there only while it is needed."""
+    section, budget = run.online.rewards, workspace.recipe.dpo.train.max_tokens_per_forward
+    own = None
+    if uses_own(section):
+        own = reward_function(workspace.load_reward().model, max_tokens_per_forward=budget)
+    if section is None:
+        assert own is not None, "without a sum the run's own scores"
+        return own
+    asked = Asked(run.asked.prompts, run.asked.groups, run.online.max_new_tokens, budget)
+    # Scales are those of the SFT model in every round, so that rounds maximise the same.
+    return summed_reward(workspace, workspace.load("sft"), section, asked, own=own)
 
 
 def _true_figures(gold_PG: np.ndarray[Any, np.dtype[np.float64]], made: BestWorst) -> dict[str, Any]:
@@ -226,7 +243,7 @@ def _round(workspace: Workspace, run: _Run, number: int) -> None:
     """One round: the model of the one before becomes policy and reference."""
     before, name = run.name(number - 1), run.name(number)
     policy = workspace.load_to_train(before)
-    parents = {**parents_of(workspace, policy, run.data), "reward_model": run.reward_hash}
+    parents = {**parents_of(workspace, policy, run.data), **run.rewards}
     begun = workspace.begin(
         "dpo_round",
         config={"round": number, "run": run.begun.folder.manifest["id"]},
@@ -237,13 +254,18 @@ def _round(workspace: Workspace, run: _Run, number: int) -> None:
     result = _train(workspace, run, begun, policy, groups)
     text = f"Round {number} of online DPO: {len(groups):,} pairs of {before}'s own answers."
     _, digest = save_policy(policy, begun, card(workspace, "dpo", policy, text=text, made_from=parents))
-    records = [workspace.record_of(before, "model"), workspace.record_of("reward", "model")]
+    records = [workspace.record_of(before, "model"), *_reward_records(workspace, run)]
     workspace.finish(
         begun.folder,
         results={**training_figures(result), "drawn": drawn},
         model=digest,
         parents=[*run.data.records, *records],
     )
+
+
+def _reward_records(workspace: Workspace, run: _Run) -> list[str]:
+    """Registry id of the run's reward model, where it takes part."""
+    return [workspace.record_of("reward", "model")] if "reward_model" in run.rewards else []
 
 
 def _joined(workspace: Workspace, run: _Run, rounds: int) -> dict[str, Any]:
@@ -283,22 +305,24 @@ def online_dpo(workspace: Workspace) -> None:
     section = workspace.recipe.dpo
     assert section.online is not None, "only called where the recipe asks for it"
     policy, data = workspace.load("sft"), pairs(workspace)
-    reward_hash = model_hash(Path(workspace.model_path("reward")))
-    parents = {**parents_of(workspace, policy, data), "reward_model": reward_hash}
+    rewards = reward_hashes(section.online.rewards)
+    if uses_own(section.online.rewards):
+        rewards["reward_model"] = model_hash(Path(workspace.model_path("reward")))
+    parents = {**parents_of(workspace, policy, data), **rewards}
     begun = begin_stage(workspace, "dpo", section.model_dump(mode="json"), parents)
     if begun.done:
         return
-    run = _Run(section.online, begun, _asked(workspace, policy, section.online), data, reward_hash)
+    run = _Run(section.online, begun, _asked(workspace, policy, section.online), data, rewards)
     for number in range(1, section.online.rounds + 1):
         if not workspace.has(run.name(number)):
             _round(workspace, run, number)
         figures = _joined(workspace, run, number)
     last = run.name(section.online.rounds)
     text = (
-        f"{section.online.rounds} rounds of online DPO ({section.objective.method}) against reward model "
-        f"{short(reward_hash)}."
+        f"{section.online.rounds} rounds of online DPO ({section.objective.method}) against "
+        f"{' + '.join(f'{name} {short(digest)}' for name, digest in rewards.items()) or 'verifiers'}."
     )
     readme = card(workspace, "dpo", policy, text=text, made_from=parents)
     digest = _copy_model(workspace.out / last / "model", begun.folder.model, readme)
-    records = [workspace.record_of(last, "model"), workspace.record_of("reward", "model")]
+    records = [workspace.record_of(last, "model"), *_reward_records(workspace, run)]
     workspace.finish(begun.folder, results=figures, model=digest, parents=[*data.records, *records])

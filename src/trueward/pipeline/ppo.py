@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from trueward.core.errors import ConfigError
 from trueward.core.hashing import short
 from trueward.data.chat import TokenGroup, stop_ids
 from trueward.data.records import Demonstration, Prompt
@@ -13,6 +12,7 @@ from trueward.models.load import LoadedModel, load_reward
 from trueward.models.reward_adapter import attach_reward
 from trueward.pipeline.datasets import FeedbackData, demonstrations, pairs, test_prompts, train_prompts
 from trueward.pipeline.held_out import rollout_looks
+from trueward.pipeline.rewards import Asked, reward_hashes, same_tokens, summed_reward, uses_own
 from trueward.pipeline.sampling import prompt_ids, text_of
 from trueward.pipeline.training import (
     card,
@@ -85,13 +85,7 @@ def _cost_model(workspace: Workspace, policy: LoadedModel, settings: PPOSettings
     if settings.constraint is None or path is None:
         return None
     loaded = load_reward(path, device=workspace.device)
-    same = loaded.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
-    if not same or loaded.template_hash != policy.template_hash:
-        raise ConfigError(
-            f"the cost model {path} reads other tokens than the policy",
-            expected="the same vocabulary and chat template",
-            remedy="train the cost model on the base or SFT model of this policy",
-        )
+    same_tokens(loaded, policy, what="the cost model")
     return loaded
 
 
@@ -102,19 +96,35 @@ def _roles(
     *,
     beside: Sequence[TokenGroup],
     coster: LoadedModel | None,
-) -> tuple[PPOModels, RewardFunction]:
-    """Policy, value and reference, and the reward: a model of its own, or adapters on one backbone with the
-    others."""
+) -> tuple[PPOModels, RewardFunction | None]:
+    """Policy, value and reference, and the run's reward, where it takes part: a model of its own, or adapters
+    on one backbone with the others."""
     adapter, longest = workspace.out / "reward" / "adapter", settings.max_tokens_per_forward
     trunk = workspace.load_reward().model if settings.value_backbone == "separate" else None
     cost = None if coster is None else reward_function(coster.model, max_tokens_per_forward=longest)
     make = partial(ppo_models, policy.model, settings, value_backbone=trunk, demonstrations=beside, cost=cost)
+    if not uses_own(workspace.recipe.ppo.rewards):
+        return make(), None
     if not (workspace.recipe.ppo.one_backbone and adapter.is_dir()):
         scorer = workspace.load_reward().model
         return make(), reward_function(scorer, max_tokens_per_forward=longest)
     shared = attach_reward(adapter, policy)
     scores = reward_function(shared.model, max_tokens_per_forward=longest, scope=shared.active)
     return make(backbone=shared.backbone), scores
+
+
+def _scores(
+    workspace: Workspace,
+    policy: LoadedModel,
+    asked: Asked,
+    own: RewardFunction | None,
+) -> RewardFunction:
+    """What is maximised: the run's reward model, or the sum that the recipe names."""
+    section = workspace.recipe.ppo.rewards
+    if section is None:
+        assert own is not None, "without a sum the run's own scores"
+        return own
+    return summed_reward(workspace, policy, section, asked, own=own)
 
 
 def _looks(
@@ -136,10 +146,12 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     policy, data = workspace.load_to_train("sft"), pairs(workspace)
     shown, beside = _beside(workspace, policy, settings)
     coster = _cost_model(workspace, policy, settings)
-    scorer_hash = model_hash(Path(workspace.model_path("reward")))
+    rewards = reward_hashes(recipe.ppo.rewards)
+    if uses_own(recipe.ppo.rewards):
+        rewards["reward_model"] = model_hash(Path(workspace.model_path("reward")))
     parents = {
         "model": policy.hash,
-        "reward_model": scorer_hash,
+        **rewards,
         "data": data.hash,
         "charter": workspace.charter.hash,
         "template": policy.template_hash,
@@ -150,13 +162,16 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         "section": settings.model_dump(mode="json"),
         "model": _model_config(workspace),
         "limit": recipe.data.limit,
+        **({"rewards": recipe.ppo.rewards.model_dump(mode="json")} if recipe.ppo.rewards else {}),
     }
     begun = workspace.begin(stage, config=config, parents=parents)
     if begun.done:
         return
     prompts, groups = _prompts(workspace, policy, settings)
     settings = settings_of(workspace, stage, settings)
-    models, scores = _roles(workspace, policy, settings, beside=beside, coster=coster)
+    models, own = _roles(workspace, policy, settings, beside=beside, coster=coster)
+    asked = Asked(prompts, groups, settings.max_new_tokens, settings.max_tokens_per_forward)
+    scores = _scores(workspace, policy, asked, own)
     gold = gold_of(policy, prompts) if recipe.data.source == "testbed" else None
     looks = _looks(workspace, policy, settings, scores)
     with workspace.bar(stage.replace("_", " ").replace("ppo", "PPO"), settings.iterations) as bar:
@@ -173,7 +188,8 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
     if result.stopped:
         workspace.say(f"{stage}: {result.stopped}")
     workspace.check_finished(begun.folder, result)
-    text = f"PPO against reward model {short(scorer_hash)}, {result.step} iterations."
+    scorers = " + ".join(f"{name} {short(digest)}" for name, digest in rewards.items()) or "verifiers"
+    text = f"PPO against {scorers}, {result.step} iterations."
     _, digest = save_policy(policy, begun, card(workspace, stage, policy, text=text, made_from=parents))
     workspace.finish(
         begun.folder,
@@ -182,7 +198,7 @@ def _run(workspace: Workspace, stage: str, settings: PPOSettings) -> None:
         parents=[
             *dict.fromkeys((*data.records, *(shown.records if shown else ()))),
             workspace.record_of("sft", "model"),
-            workspace.record_of("reward", "model"),
+            *([workspace.record_of("reward", "model")] if "reward_model" in rewards else []),
         ],
     )
 

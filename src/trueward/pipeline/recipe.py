@@ -31,7 +31,9 @@ __all__ = [
     "PPOSection",
     "PretrainSection",
     "Recipe",
+    "RewardPartSection",
     "RewardSection",
+    "RewardSumSection",
     "SFTSection",
     "Stage",
     "SupervisorSection",
@@ -135,6 +137,47 @@ class RewardSection(Config):
     """Train adapters and a score head on the frozen SFT model; null trains all weights."""
 
 
+class RewardPartSection(Config):
+    """One of several rewards that are summed: a reward model, or a verifier."""
+
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Name in the metrics, as `reward/<name>`; null makes one of its place and kind."""
+    model: str | None = None
+    """Folder, or hub id, of a reward model with the policy's tokenizer; null, without a verifier, is the
+    run's own."""
+    verifier: VerifierSettings | None = None
+    """A verifier of the text, in place of a model."""
+    answer: str | None = None
+    """Of a verifier: column that holds what is right, as `grpo.answer`; on the testbed the true one."""
+    weight: float = Field(1.0, allow_inf_nan=False)
+    """Factor of its score in the sum; below 0 for what is to be low."""
+
+    @property
+    def kind(self) -> str:
+        """`own`, `model`, or the name of the verifier."""
+        if self.verifier is not None:
+            return self.verifier.name
+        return "own" if self.model is None else "model"
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.verifier is not None and self.model is not None:
+            raise ValueError("a part is a model or a verifier, not both")
+        if self.verifier is not None and self.verifier.weight != 1:
+            raise ValueError("the weight of a part stands beside its verifier, not in it")
+        return self
+
+
+class RewardSumSection(Config):
+    """Several rewards as one, by weights that stay: sum of weight * score."""
+
+    parts: tuple[RewardPartSection, ...] = Field(min_length=1)
+    """What is summed; each is logged as `reward/<name>`, in its raw unit."""
+    scale: Literal["raw", "reference"] = "raw"
+    """`raw` sums scores as they are; `reference` first takes off a part's mean and divides by its standard
+    deviation over answers of the SFT model to 256 training prompts, once, before training."""
+
+
 class OnlineSection(Config):
     """Online (iterative) DPO on the policy's own answers: the best by the reward model against the worst.
 
@@ -152,6 +195,8 @@ class OnlineSection(Config):
     """Longest answer; those that hit it are counted."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature."""
+    rewards: RewardSumSection | None = None
+    """What scores the answers in place of the run's reward model; null is that model alone."""
 
 
 class DPOSection(Config):
@@ -187,6 +232,8 @@ class PPOSection(Config):
     one_backbone: bool = True
     """Where the reward model is adapters (`reward.lora`): reward and reference on one frozen SFT model, which
     is the policy's own under `model.lora`. False loads the merged reward model; scores agree to rounding."""
+    rewards: RewardSumSection | None = None
+    """What is maximised in place of the run's reward model; null is that model alone."""
     cost_model: str | None = None
     """Under `train.constraint`: folder, or hub id, of the model whose score is the cost of a completion. It
     is made as a reward model is, of pairs whose chosen answer is the more harmful one, with the policy's
@@ -208,6 +255,8 @@ class GRPOSection(Config):
     train: GroupSettings = GroupSettings()
     verifiers: tuple[VerifierSettings, ...] = Field((VerifierSettings(),), min_length=1)
     """What judges a completion; the scores of several are summed by weight."""
+    rewards: RewardSumSection | None = None
+    """Reward models, or further verifiers, whose sum is added to that of the verifiers; null adds nothing."""
     answer: str | None = None
     """Column that holds what is right, with dots into objects (`reward_model.ground_truth`); null is the
     answer of the demonstration, and on the testbed the true one."""

@@ -3,7 +3,7 @@
 from trueward.trainers.checks import checked
 from trueward.trainers.diagnosis import diagnose
 from trueward.trainers.distill import DISTILL_METHODS, DistillSettings, train_distill
-from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models, weighted_reward
+from trueward.trainers.experience import PPOModels, RewardFunction, ppo_models
 from trueward.trainers.group import train_group
 from trueward.trainers.group_experience import GroupModels, group_models
 from trueward.trainers.group_rollout import GroupReward
@@ -38,6 +38,7 @@ from trueward.trainers.reward import (
     score_pairs,
     train_reward,
 )
+from trueward.trainers.reward_sum import RewardPart, VerdictSum, WeightedReward, weighted_reward
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import SFTEvaluation, evaluate_sft, train_sft
 from trueward.trainers.unpaired import (
@@ -75,6 +76,7 @@ __all__ = [
     "Question",
     "RewardFunction",
     "RewardPair",
+    "RewardPart",
     "RewardSettings",
     "SFTEvaluation",
     "TrainResult",
@@ -82,7 +84,9 @@ __all__ = [
     "UnpairedEvaluation",
     "UnpairedExample",
     "UnpairedSettings",
+    "VerdictSum",
     "WeakToStrongSettings",
+    "WeightedReward",
     "best_of_n",
     "checked",
     "diagnose",

@@ -5,7 +5,6 @@ by completion), T tokens, N tokens of a packed row, L its length.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -48,33 +47,10 @@ __all__ = [
     "score_rollouts",
     "scores_of",
     "values_table",
-    "weighted_reward",
 ]
 
 RewardFunction = Callable[[Sequence[TokenGroup], Sequence[Rollout]], Sequence[float]]
 """Scores of rollouts, in their order; `prompts[rollout.prompt]` has the ids and the id of the prompt."""
-
-
-def weighted_reward(parts: Sequence[tuple[RewardFunction, float]]) -> RewardFunction:
-    """Several rewards as one: sum over them of weight * score, with weights that stay.
-
-    Where a bound is meant and no exchange, see `Constraint`: it finds the weight itself.
-
-    Args:
-        parts: rewards with their weights; one that is to be low has a weight below 0.
-
-    Raises:
-        ValueError: no part, or a weight that is not finite.
-    """
-    if not parts or not all(math.isfinite(weight) for _, weight in parts):
-        raise ValueError(f"a weighted sum needs parts of finite weight, got {[w for _, w in parts]}")
-
-    def score(prompts: Sequence[TokenGroup], rollouts: Sequence[Rollout]) -> list[float]:
-        # scores_of holds each part to one finite score a completion.
-        tables = [weight * scores_of(part, prompts, rollouts, name="a reward") for part, weight in parts]
-        return [float(total) for total in torch.stack(tables).sum(dim=0)]
-
-    return score
 
 
 Role = Callable[[], AbstractContextManager[nn.Module]]

@@ -33,6 +33,7 @@ from trueward.trainers.drawing import draw_completions, finite_scores
 from trueward.trainers.experience import RewardFunction, scores_of
 from trueward.trainers.group_experience import GroupExperience, GroupModels, score_groups
 from trueward.trainers.group_settings import Choices, GroupSettings
+from trueward.trainers.reward_sum import parts_of
 
 __all__ = ["ADVANTAGES", "Drawn", "GroupReward", "Surroundings", "advantages_of", "draw"]
 
@@ -106,9 +107,11 @@ def draw(
     wanted = settings.prompts_per_iteration
     seen: list[_Group] = []
     batch: list[_Group] = []
+    parts: list[Mapping[str, float]] = []
     for number in range(settings.max_draws if choices.dynamic_sampling else 1):
         batch = _groups(surroundings, settings, number=first_draw + number)
         seen += batch
+        parts.append(parts_of(surroundings.reward))
         if sum(group.teaches for group in seen) >= wanted:
             break
     kept = [group for group in seen if group.teaches][:wanted] if choices.dynamic_sampling else seen
@@ -121,6 +124,7 @@ def draw(
     verdicts = tuple(verdict for group in kept for verdict in group.verdicts)
     figures = {
         **_judged_figures(seen),
+        **_mean_figures(parts),
         **_scored_figures(experience),
         "group/kept": float(len(kept)),
         "group/draws": float(number + 1),
@@ -139,6 +143,13 @@ def draw(
         figures=figures,
         seconds=time.monotonic() - start_s,
     )
+
+
+def _mean_figures(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over draws, all of as many completions."""
+    names = dict.fromkeys(name for figures in draws for name in figures)
+    columns = {name: [figures[name] for figures in draws if name in figures] for name in names}
+    return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def _groups(surroundings: Surroundings, settings: GroupSettings, *, number: int) -> list[_Group]:

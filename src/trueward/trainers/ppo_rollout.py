@@ -20,6 +20,7 @@ from trueward.trainers.experience import Experience, PPOModels, RewardFunction, 
 from trueward.trainers.ppo_constraint import mixed_advantages
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.ppo_update import Targets
+from trueward.trainers.reward_sum import parts_of
 
 __all__ = ["Drawn", "Environment", "Learning", "advantages_of", "draw"]
 
@@ -102,6 +103,7 @@ def draw(
     )
     rollout_s = time.monotonic() - start_s
     scores_B = scores_of(environment.reward, prompts, rollouts, name="the reward")
+    parts = parts_of(environment.reward)
     costs = (
         [scores_of(models.constraint.cost, prompts, rollouts, name="the cost")] if models.constraint else []
     )
@@ -112,6 +114,7 @@ def draw(
     figures = {
         "reward": float(scores_B.mean()),
         "reward_std": float(scores_B.std(correction=0)),
+        **parts,
         "objective/kl": float(masked_sum_B(kl_BT, seen.mask_BT).mean()),
         "objective/kl_k3": float(k3_B.mean()),
         "objective/entropy": float(
