@@ -92,3 +92,41 @@ def test_ties_are_counted_in_both_splits(tmp_path: Path, capsys: pytest.CaptureF
     results = json.loads((tmp_path / "run" / "dpo" / "manifest.json").read_text())["results"]
     assert results["ties"] == ties
     assert results["held_out"]["accuracy"]["n"] == version.manifest["splits"]["test"] - ties["test"]
+
+
+def _questions(path: Path, numbers: range) -> Path:
+    rows = [{"question": f"What is {n} plus {n}?", "answer": f"#### {2 * n}"} for n in numbers]
+    return write_rows(path, rows)
+
+
+def test_a_file_can_be_held_out_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """30 questions to learn from and 20 held out, of which five are among the 30: those are left out."""
+    train, test = (
+        _questions(tmp_path / "train.jsonl", range(30)),
+        _questions(tmp_path / "test.jsonl", range(25, 45)),
+    )
+    arguments = [*hh_arguments(tmp_path), f"data.path={train}", f"data.test_path={test}"]
+    assert call("run", *arguments, "stages=[data, sft]") == 0
+    said = capsys.readouterr().err
+    assert "5 records of data.path share a prompt with it and are left out" in said
+    version = open_dataset(tmp_path / "run" / "data" / "feedback")
+    version.verify()
+    assert version.manifest["splits"] == {"train": 25, "test": 20}
+    found = {split: {r.meta.source for r in version.records(split)} for split in ("train", "test")}
+    assert found == {"train": {"train.jsonl"}, "test": {"test.jsonl"}}
+    keys = [{prompt_key(r) for r in version.records(split)} for split in ("train", "test")]
+    assert not keys[0] & keys[1]
+    results = json.loads((tmp_path / "run" / "sft" / "manifest.json").read_text())["results"]
+    assert results["preflight"]["rows"] == 25
+    # Other test questions are other data: what is there does not go on with them.
+    _questions(test, range(25, 46))
+    refusal(capsys, "run", *arguments, "stages=[data, sft]", "--resume")
+
+
+def test_the_same_file_is_not_on_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = _questions(tmp_path / "all.jsonl", range(30))
+    arguments = [*hh_arguments(tmp_path), f"data.path={file}", f"data.test_path={file}", "stages=[data]"]
+    assert "named twice" in refusal(capsys, "run", *arguments)
+    assert "data.test_path" in refusal(
+        capsys, "pretrain", "novels", *arguments[1:3], f"data.test_path={file}", f"pretrain.text={file}"
+    )

@@ -50,6 +50,8 @@ class DatasetInfo:
         template: hash of the chat template, where the records depend on one.
         fractions: split name -> share, adding up to 1.
         seed: of the split.
+        test_sources: sources (`meta.source`) whose records are the test split, all others the training split;
+            empty splits by prompt and `fractions`.
     """
 
     licence: str = ""
@@ -57,6 +59,14 @@ class DatasetInfo:
     template: str = ""
     fractions: Mapping[str, float] = field(default_factory=lambda: {"train": 0.9, "test": 0.1})
     seed: int = 0
+    test_sources: tuple[str, ...] = ()
+
+
+def _split(record: Record, info: Mapping[str, Any]) -> str:
+    """The split of a record under a manifest, or what a version states about itself."""
+    if sources := info.get("test_sources"):
+        return "test" if record.meta.source in sources else "train"
+    return split_of(prompt_key(record), info["fractions"], seed=info["seed"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +85,19 @@ class DatasetVersion:
             ConfigError: no such split.
             DataError: a line is no record; the file was changed.
         """
-        fractions, seed = self.manifest["fractions"], self.manifest["seed"]
+        fractions = self.manifest["fractions"]
         if split is not None and split not in fractions:
             raise ConfigError(f"{self.name} has no split {split!r}", remedy=nearest(split, fractions))
-        return self._stream(split, fractions, seed)
+        return self._stream(split)
 
-    def _stream(self, split: str | None, fractions: Mapping[str, float], seed: int) -> Iterator[Record]:
+    def _stream(self, split: str | None) -> Iterator[Record]:
         for number, value in enumerate(read_jsonl(self.path / "records.jsonl"), 1):
             try:
                 record = from_json(value)
             except RecordError as error:
                 where = f"{self.path / 'records.jsonl'}:{number}"
                 raise DataError(f"{where}: {error}", remedy="restore the version; it was changed") from error
-            if split is None or split_of(prompt_key(record), fractions, seed=seed) == split:
+            if split is None or _split(record, self.manifest) == split:
                 yield record
 
     @property
@@ -112,7 +122,10 @@ class DatasetVersion:
 
 def _version_hash(manifest: Mapping[str, Any]) -> str:
     names = ("schema", "name", "records_hash", "licence", "charter", "template", "fractions", "seed")
-    return hash_json({name: manifest[name] for name in names})
+    stated = {name: manifest[name] for name in names}
+    # Not in versions that split by prompt, whose hashes are as they were before sources could be named.
+    sources = manifest.get("test_sources")
+    return hash_json({**stated, "test_sources": sources} if sources else stated)
 
 
 class _Counting:
@@ -121,7 +134,8 @@ class _Counting:
     def __init__(self, records: Iterable[Record], info: DatasetInfo) -> None:
         self.kinds: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
-        self._records, self._info = records, info
+        self._records = records
+        self._info = {"fractions": info.fractions, "seed": info.seed, "test_sources": info.test_sources}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         seen: set[int] = set()
@@ -137,7 +151,7 @@ class _Counting:
                 )
             seen.add(key)
             self.kinds[kind_of(record)] += 1
-            self.splits[split_of(prompt_key(record), self._info.fractions, seed=self._info.seed)] += 1
+            self.splits[_split(record, self._info)] += 1
             yield to_json(record)
 
 
@@ -185,6 +199,7 @@ def write_dataset(
             "template": info.template,
             "fractions": dict(info.fractions),
             "seed": info.seed,
+            **({"test_sources": list(info.test_sources)} if info.test_sources else {}),
             "sources": [*map(dict, sources), *({**item.source, "format": item.format} for item in imports)],
             "quarantined": sum(item.num_bad for item in imports),
         }

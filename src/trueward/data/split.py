@@ -4,14 +4,16 @@ Nothing is stored: the answer is a hash of (seed, key), the same on every machin
 records.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from trueward.core.errors import ConfigError
 from trueward.core.seed import derive_seed
 from trueward.data.records import Demonstration, Prompt, Record, Text
 
-__all__ = ["check_fractions", "prompt_key", "split_of"]
+__all__ = ["check_fractions", "prompt_key", "split_of", "without_prompts_of"]
 
 _SPAN: Final = 2**63
 
@@ -43,6 +45,30 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
             value=dict(fractions),
             expected="for example {train: 0.9, test: 0.1}",
         )
+
+
+def without_prompts_of(
+    records: Iterable[Record], held_out: Iterable[Record], *, left_out: Counter[str]
+) -> Iterator[Record]:
+    """The held-out records, then the others whose prompt none of them has: no prompt is on both sides.
+
+    Args:
+        records: to learn from; read after `held_out`.
+        left_out: counts under `prompt` the records that are left out.
+    """
+    keys: set[bytes] = set()
+    for record in held_out:
+        keys.add(_digest(record))
+        yield record
+    for record in records:
+        if _digest(record) in keys:
+            left_out["prompt"] += 1
+        else:
+            yield record
+
+
+def _digest(record: Record) -> bytes:
+    return hashlib.blake2b(prompt_key(record).encode(), digest_size=16).digest()
 
 
 def split_of(key: str, fractions: Mapping[str, float], *, seed: int) -> str:

@@ -1,6 +1,8 @@
 """The data stage: files or the testbed become immutable data set versions. Import and export by command."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,7 @@ from trueward.data.export import export_file
 from trueward.data.importers import ImportResult, import_file
 from trueward.data.pairing import PairedLabels
 from trueward.data.records import Meta, Prompt, Record
+from trueward.data.split import without_prompts_of
 from trueward.pipeline.inputs import data_files, renamed, short_names
 from trueward.pipeline.workspace import Workspace
 from trueward.testbed import demonstrations as simulated_demonstrations
@@ -35,14 +38,19 @@ def data(workspace: Workspace) -> None:
     recipe = workspace.recipe
     testbed = recipe.data.source == "testbed"
     files = [] if testbed else data_files(recipe.data.path, key="data.path")
-    section = recipe.data.model_dump(mode="json", exclude={"path", "limit", "max_tokens"})
+    held = [] if recipe.data.test_path is None else data_files(recipe.data.test_path, key="data.test_path")
+    if held and testbed:
+        raise ConfigError("data.test_path goes with files, and data.source is testbed", remedy="leave it out")
+    section = recipe.data.model_dump(mode="json", exclude={"path", "test_path", "limit", "max_tokens"})
     config = {"section": section, **({"testbed": _amounts(workspace)} if testbed else {})}
     hashes = sorted(hash_file(file) for file in files)
     parents = {"charter": workspace.charter.hash, **({} if testbed else {"files": hash_json(hashes)})}
+    if held:
+        parents["test_files"] = hash_json(sorted(hash_file(file) for file in held))
     begun = workspace.begin("data", config=config, parents=parents)
     if begun.done:
         return
-    made = _simulate(workspace) if testbed else [_import_files(workspace, files)]
+    made = _simulate(workspace) if testbed else [_import_files(workspace, files, held)]
     sets = {version.name: {"hash": version.hash, "records": version.num_records} for version in made}
     workspace.finish(begun.folder, results={"data": sets})
 
@@ -61,29 +69,47 @@ def dataset_info(workspace: Workspace, *, test: float, licence: str) -> DatasetI
     )
 
 
-def _import_files(workspace: Workspace, files: list[Path]) -> DatasetVersion:
+def _import_files(workspace: Workspace, files: list[Path], held: list[Path]) -> DatasetVersion:
+    """The feedback of files; `held` are those to hold out whole."""
     section, folder = workspace.recipe.data, workspace.out / "data"
-    imports: list[ImportResult] = []
-    records: list[Iterable[Record]] = []
-    for file, name in zip(files, short_names(files), strict=True):
-        meta = Meta(source=name, licence=section.licence)
-        quarantine = folder / "quarantine" / f"{name}.jsonl"
-        item = import_file(
-            file, quarantine=quarantine, format=section.format, meta=meta, max_bad=section.max_bad
-        )
-        imports.append(item)
-        records.append(renamed(item, file, name, one_of_many=len(files) > 1))
-    info = dataset_info(workspace, test=section.test_share, licence=section.licence)
-    chained = chain.from_iterable(records)
+    names = short_names([*files, *held])
+    imports = [_import(workspace, file, name) for file, name in zip([*files, *held], names, strict=True)]
+    records: list[Iterable[Record]] = [
+        renamed(item, file, name, one_of_many=len(names) > 1)
+        for item, file, name in zip(imports, [*files, *held], names, strict=True)
+    ]
+    left_out: Counter[str] = Counter()
+    chained: Iterable[Record] = chain.from_iterable(records)
+    if held:
+        train, test = (chain.from_iterable(part) for part in (records[: len(files)], records[len(files) :]))
+        chained = without_prompts_of(train, test, left_out=left_out)
     paired = PairedLabels(chained) if section.pair_labels else None
+    info = dataset_info(workspace, test=section.test_share, licence=section.licence)
+    info = replace(info, test_sources=tuple(names[len(files) :]))
     version = write_dataset(folder, "feedback", paired or chained, imports=imports, info=info)
     for item in imports:
         workspace.say(f"{item.detected}: {item.summary()}")
+    if held:
+        workspace.say(
+            f"held out is data.test_path, not data.test_share; {left_out['prompt']:,} records of data.path "
+            "share a prompt with it and are left out"
+        )
     if paired is not None:
         workspace.say(paired.summary())
     splits = ", ".join(f"{count:,} {split}" for split, count in version.manifest["splits"].items())
     workspace.say(f"data set feedback {short(version.hash)}: {version.num_records:,} records ({splits})")
     return version
+
+
+def _import(workspace: Workspace, file: Path, name: str) -> ImportResult:
+    section = workspace.recipe.data
+    return import_file(
+        file,
+        quarantine=workspace.out / "data" / "quarantine" / f"{name}.jsonl",
+        format=section.format,
+        meta=Meta(source=name, licence=section.licence),
+        max_bad=section.max_bad,
+    )
 
 
 def _simulate(workspace: Workspace) -> list[DatasetVersion]:

@@ -179,7 +179,7 @@ def count_data(recipe: Recipe, *, vocab_size: int) -> Counted:
         sample, rows = sample + first, rows + count
     characters = sum(_characters(row.value) for row in sample)
     tokens = rows * characters / max(1, len(sample)) / per_token
-    items = round(rows * (1 - recipe.data.test_share))
+    items = round(rows * (1 - recipe.data.share_held_out))
     items = items if recipe.data.limit is None else min(items, recipe.data.limit)
     named = files[0].name if len(files) == 1 else f"{len(files)} files"
     words = (

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trueward.core.errors import DataError
+from trueward.core.errors import ConfigError, DataError
 from trueward.core.hashing import hash_file, hash_json, short
 from trueward.core.seed import generator
 from trueward.data.bpe import train_bpe
@@ -51,6 +51,11 @@ class _Inputs(NamedTuple):
 def _inputs(workspace: Workspace) -> _Inputs:
     texts = data_files(workspace.recipe.pretrain.text, key="pretrain.text")
     path = workspace.recipe.data.path
+    if workspace.recipe.data.test_path is not None:
+        raise ConfigError(
+            "pretrain holds out a share of data.path and does not know data.test_path",
+            remedy="leave it out here, and give data.path no file that shares prompts with it",
+        )
     chats = [] if path is None else data_files(path, key="data.path")
     named = dict(zip(short_names([*texts, *chats]), [*texts, *chats], strict=True))
     return _Inputs(dict(list(named.items())[: len(texts)]), dict(list(named.items())[len(texts) :]))

@@ -105,8 +105,16 @@ class DataSection(Config):
     """Longest prompt with completion; a longer record is dropped whole and counted."""
     test_share: float = Field(0.15, gt=0, lt=1)
     """Share of the prompts held out for evaluation; no prompt is on both sides."""
+    test_path: tuple[Path, ...] | Path | None = None
+    """File, list of files, or folder to hold out whole, in place of `test_share`; records of `path` that
+    share a prompt with it are left out and counted."""
     limit: int | None = Field(None, ge=10)
     """Use only so many records of the training split (and a tenth of it for the test split); null is all."""
+
+    @property
+    def share_held_out(self) -> float:
+        """Share of the records of `path` that are held out."""
+        return self.test_share if self.test_path is None else 0.0
 
 
 class TestbedSection(Config):
