@@ -50,7 +50,7 @@ _MATHS = (
     "grpo.train={iterations: 8, prompts_per_iteration: 16, completions_per_prompt: 8, lr: 1.0e-4}",
     "grpo.train.minibatches=2",
     "grpo.train.max_new_tokens=160",
-    "eval.prompts=200",
+    "eval.prompts=400",
 )
 
 
@@ -59,11 +59,13 @@ class Source:
     """Files of a collection below FOLDER, and the overrides that a user would write for them.
 
     methods: of the preference family, each from the same SFT model.
+    held_out: the collection's own test file, where it has one.
     """
 
     files: str
     overrides: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("dpo",)
+    held_out: str | None = None
 
 
 _PAIRS = {
@@ -88,7 +90,7 @@ _LABELS = {
     ),
 }
 _QUESTIONS = {
-    "gsm8k": Source("gsm8k/train.jsonl.gz"),
+    "gsm8k": Source("gsm8k/train.jsonl.gz", held_out="gsm8k/test.jsonl.gz"),
     "math": Source("math/math-test.jsonl.gz"),
 }
 
@@ -105,7 +107,9 @@ class Place:
         """The workspace of a run on a collection; an unfinished one goes on."""
         files = sorted(self.data.glob(source.files))
         paths = ", ".join(file.as_posix() for file in files)
-        given = (f"data.path=[{paths}]", f"model.path={self.model}", f"out={out}", *overrides)
+        given = [f"data.path=[{paths}]", f"model.path={self.model}", f"out={out}", *overrides]
+        if source.held_out is not None:
+            given.append(f"data.test_path={self.data / source.held_out}")
         return open_workspace(resolve(recipe, given), resume=True)
 
 
