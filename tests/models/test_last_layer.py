@@ -13,6 +13,7 @@ from trueward.models.lora import LoraSettings, apply_lora
 from trueward.models.packing import pack
 from trueward.models.scoring import hidden_states
 from trueward.models.tiny import KINDS, Kind, tiny_model
+from trueward.trainers.loop import checkpoint_activations
 
 
 def last_layer_of(model: nn.Module) -> nn.Module:
@@ -109,14 +110,26 @@ def test_a_part_that_cannot_be_cut_is_computed_whole(monkeypatch: pytest.MonkeyP
     assert hidden_states(model, packed, packed.last_S).equal(expected_SD)
 
 
-def test_layers_that_are_computed_again_are_computed_whole() -> None:
-    model = tiny_model("llama", 3)
-    packed = pack(random_groups(1, MIXED))
-    plain = copy.deepcopy(model)
+def recomputing(model: nn.Module) -> nn.Module:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    hidden_states(model, packed, packed.last_S).sum().backward()
-    hidden_states(plain, packed, packed.last_S).sum().backward()
-    for got, expected in zip(model.parameters(), plain.parameters(), strict=True):
+    return model.train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_are_computed_again_have_the_same_gradients(kind: Kind) -> None:
+    model = tiny_model(kind, 3)
+    packed = pack(random_groups(1, MIXED))
+    plain, ours = copy.deepcopy(model), copy.deepcopy(model).train()
+    checkpoint_activations(ours)
+    assert last_layer_parts(ours.base_model) != ()
+    for each in (recomputing(model), ours, plain.train()):
+        hidden_states(each, packed, packed.last_S).sum().backward()
+    for one, other, expected in zip(model.parameters(), ours.parameters(), plain.parameters(), strict=True):
         if expected.grad is not None:
-            torch.testing.assert_close(got.grad, expected.grad, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(one.grad, expected.grad, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(other.grad, expected.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_last_layer_that_is_computed_again_is_computed_whole() -> None:
+    model = recomputing(tiny_model("llama", 3))
+    assert last_layer_parts(model.base_model) == ()

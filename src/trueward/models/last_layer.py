@@ -16,19 +16,26 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["last_layer_parts", "only_rows"]
+__all__ = ["last_layer", "last_layer_parts", "only_rows"]
 
 # Parts whose result for a token depends on that token alone.
 _PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
-def last_layer_parts(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """Parts of the backbone's last layer that work token by token; empty where none is known by name."""
+def last_layer(backbone: PreTrainedModel) -> nn.Module | None:
+    """The backbone's last layer; None where it cannot be told."""
     num_layers = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
     stacks = [m for m in backbone.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    if len(stacks) != 1:
+    return stacks[0][-1] if len(stacks) == 1 else None
+
+
+def last_layer_parts(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Parts of the backbone's last layer that work token by token; none where no part is known by name, and
+    none of a layer that the backward computes again, when the hooks are gone."""
+    layer = last_layer(backbone)
+    if layer is None or getattr(layer, "gradient_checkpointing", False):
         return ()
-    named = dict(stacks[0][-1].named_modules())
+    named = dict(layer.named_modules())
     return tuple(named[name] for name in _PARTS if name in named)
 
 
@@ -68,7 +75,7 @@ def _spread(states_nX: Tensor, rows_n: Tensor, num_tokens: int) -> Tensor:
 def only_rows(parts: tuple[nn.Module, ...], rows_n: Tensor, num_tokens: int) -> Iterator[None]:
     """Within, the parts compute the given rows of a packed row only; their results are 0 elsewhere.
 
-    The backward may run after the end of it. Not for layers that are computed again in the backward.
+    The backward may run after the end of it.
 
     Args:
         rows_n: distinct indices into the row, ascending, int64.

@@ -224,9 +224,7 @@ def _run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_
 
 def run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor | None) -> Tensor:
     """hidden_nD of the rows that are read (None: all), every attention layer computed by `step`."""
-    # Layers that the backward computes again would find the hooks gone.
-    again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    if rows_n is not None and _route(model).prunes and not again:
+    if rows_n is not None and _route(model).prunes:
         return _run_rows(model, packed, step, rows_n)
     hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
     return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)

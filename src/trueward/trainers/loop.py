@@ -18,6 +18,8 @@ from trueward.core.errors import DataError, RunError
 from trueward.core.hashing import canonical_json, hash_lines
 from trueward.core.metrics import MetricsLog
 from trueward.core.seed import derive_seed
+from trueward.models.inner import backbone_of, unwrap
+from trueward.models.last_layer import last_layer
 from trueward.trainers.accumulate import ScheduledObjective, StepObjective
 from trueward.trainers.diagnosis import warnings_of
 from trueward.trainers.optim import build_optimizer, trainable
@@ -263,7 +265,7 @@ def open_checkpoint(folder: Path, identity: Mapping[str, object], *, resume: boo
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Compute activations twice to hold fewer.
+    """Compute activations twice to hold fewer; those of the last layer, which the backward needs first, once.
 
     Raises:
         RunError: the model cannot.
@@ -272,6 +274,9 @@ def checkpoint_activations(model: nn.Module) -> None:
     if enable is None:
         raise RunError(f"{type(model).__name__} cannot checkpoint activations", remedy="set it to false")
     enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    last = last_layer(backbone_of(unwrap(model)))
+    if last is not None and hasattr(last, "gradient_checkpointing"):
+        last.gradient_checkpointing = False
 
 
 def json_figures(values: Mapping[str, float]) -> dict[str, float | None]:
