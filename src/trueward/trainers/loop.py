@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trueward.core.errors import DataError, RunError
 from trueward.core.hashing import canonical_json, hash_lines
@@ -275,7 +276,7 @@ def checkpoint_activations(model: nn.Module) -> None:
         raise RunError(f"{type(model).__name__} cannot checkpoint activations", remedy="set it to false")
     enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     last = last_layer(backbone_of(unwrap(model)))
-    if last is not None and hasattr(last, "gradient_checkpointing"):
+    if isinstance(last, GradientCheckpointingLayer):
         last.gradient_checkpointing = False
 
 
