@@ -85,6 +85,17 @@ def test_online_dpo_scores_by_the_sum(scored: Path) -> None:
     assert drawn["reward"]["value"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_the_best_of_n_is_imitated(scored: Path) -> None:
+    online = "dpo.online={rounds: 1, prompts: 12, completions: 3, max_new_tokens: 6}"
+    asked = [*copied(scored, "raft"), online, "dpo.objective.method=sft", "dpo.train={steps: 20, lr: 0.01}"]
+    assert call("dpo", *asked) == 0
+    stage = scored / "raft" / "dpo" / "rounds" / "1"
+    rows = list(read_jsonl(stage / "metrics.jsonl"))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["logps/chosen"] > rows[0]["logps/chosen"]
+    assert not list(stage.glob("ref_logps-*"))
+
+
 def test_groups_add_parts_to_their_verifiers(tmp_path: Path) -> None:
     arguments = group_arguments(tmp_path)
     added = "grpo.rewards={parts: [{verifier: {name: length, max_words: 2}, weight: -0.5, name: short}]}"

@@ -59,6 +59,9 @@ def test_the_objective_gets_what_its_record_says(name: str) -> None:
         c, r = (len(completion.ids) for completion in pair.group.completions)
         divide = name in ("ipo", "simpo", "orpo")
         values = [chosen / c, rejected / r] if divide else [chosen, rejected]
+        if name == "sft":
+            total = total - chosen / c
+            continue
         if name not in ("simpo", "cpo", "orpo"):
             assert pair.ref_chosen is not None and pair.ref_rejected is not None
             refs = (
@@ -179,6 +182,10 @@ def test_settings_survive_their_own_dump_and_use_the_defaults(name: str) -> None
     settings = PreferenceSettings(method=name)
     assert PreferenceSettings(**settings.model_dump()) == settings
     assert settings.options() == dict(PREFERENCE_METHODS[name].options)
+    if name == "sft":
+        with pytest.raises(ValueError, match="beta is set, but sft does not use it; it uses no option"):
+            PreferenceSettings(method="sft", beta=0.1)
+        return
     option, default = next(iter(PREFERENCE_METHODS[name].options.items()))
     changed = PreferenceSettings(**{"method": name, option: default / 2})
     assert changed.options()[option] == default / 2

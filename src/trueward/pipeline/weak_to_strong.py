@@ -143,8 +143,10 @@ def _say(workspace: Workspace, figures: Mapping[str, Any]) -> None:
     if "no_gap" in figures:
         workspace.say(f"weak-to-strong: no performance gap recovered can be given: {figures['no_gap']}")
     elif "pgr" in figures:
-        low = figures["pgr"]["low"]
+        low, high = figures["pgr"]["low"], figures["pgr"]["high"]
         verdict = "" if low is not None and low > 0 else "; it may be that nothing is recovered"
+        if high is not None and high < 0:
+            verdict = "; the student is worse than the supervisor that taught it"
         workspace.say(f"weak-to-strong: performance gap recovered {_shown(figures['pgr'], 2)}{verdict}")
     workspace.say(f"weak-to-strong: student over {first} {_shown(figures['gain'])}")
 

@@ -67,6 +67,16 @@ def _cpo_with_nll(
     return out._replace(loss_B=out.loss_B + alpha * chosen_nll_B)
 
 
+def _chosen_likelihood(
+    chosen_logps_B: Tensor, rejected_logps_B: Tensor, chosen_nll_B: Tensor
+) -> PreferenceLoss:
+    """Imitation of the better answer alone; on the policy's own answers, rejection-sampling fine-tuning.
+
+    Source: Dong et al. 2023 (RAFT, arXiv:2304.06767).
+    """
+    return PreferenceLoss(chosen_nll_B, chosen_logps_B.detach(), rejected_logps_B.detach())
+
+
 PREFERENCE_METHODS: dict[str, PreferenceMethod] = {
     "dpo": PreferenceMethod(loss=dpo, options={"beta": 0.1, "label_smoothing": 0.0}),
     "robust_dpo": PreferenceMethod(loss=robust_dpo, options={"beta": 0.1, "flip_rate": 0.1}),
@@ -83,6 +93,7 @@ PREFERENCE_METHODS: dict[str, PreferenceMethod] = {
     "cpo": PreferenceMethod(
         loss=_cpo_with_nll, options={"beta": 0.1, "alpha": 1.0}, reference=False, nll=True
     ),
+    "sft": PreferenceMethod(loss=_chosen_likelihood, options={}, reference=False, nll=True),
     "orpo": PreferenceMethod(loss=orpo, options={"weight": 0.1}, reference=False, mean=True, nll=True),
 }
 
@@ -93,10 +104,10 @@ class PreferenceSettings(Config):
 
     method: str = "dpo"
     """Name of the objective: dpo, robust_dpo, ipo, hinge, rpo, apo_zero, apo_down, discopop, exo_pair,
-    nca_pair, sppo_hard, simpo, cpo, orpo; docs/methods/preference.md has them side by side."""
+    nca_pair, sppo_hard, simpo, cpo, sft, orpo; docs/methods/preference.md has them side by side."""
     beta: float | None = Field(None, gt=0)
-    """Strength of the tie to the reference, or scale of the implied reward; all methods but orpo. null: 0.1;
-    0.05 for discopop, 2 for simpo, 0.001 for sppo_hard."""
+    """Strength of the tie to the reference, or scale of the implied reward; all methods but orpo and sft. null:
+    0.1; 0.05 for discopop, 2 for simpo, 0.001 for sppo_hard."""
     label_smoothing: float | None = Field(None, ge=0, lt=0.5)
     """Probability that a label is flipped; dpo (null: 0, Mitchell 2023), exo_pair (null: 0.001)."""
     flip_rate: float | None = Field(None, ge=0, lt=0.5)
@@ -125,7 +136,7 @@ class PreferenceSettings(Config):
         method = self.record()
         for name in sorted({option for known in PREFERENCE_METHODS.values() for option in known.options}):
             if getattr(self, name) is not None and name not in method.options:
-                used = ", ".join(method.options)
+                used = ", ".join(method.options) or "no option"
                 raise ValueError(
                     f"{name} is set, but {self.method} does not use it; it uses {used}; set {name} to null"
                 )
