@@ -106,8 +106,8 @@ class PreferenceSettings(Config):
     """Name of the objective: dpo, robust_dpo, ipo, hinge, rpo, apo_zero, apo_down, discopop, exo_pair,
     nca_pair, sppo_hard, simpo, cpo, sft, orpo; docs/methods/preference.md has them side by side."""
     beta: float | None = Field(None, gt=0)
-    """Strength of the tie to the reference, or scale of the implied reward; all methods but orpo and sft. null:
-    0.1; 0.05 for discopop, 2 for simpo, 0.001 for sppo_hard."""
+    """Strength of the tie to the reference, or scale of the implied reward; all methods but orpo and sft.
+    null: 0.1; 0.05 for discopop, 2 for simpo, 0.001 for sppo_hard."""
     label_smoothing: float | None = Field(None, ge=0, lt=0.5)
     """Probability that a label is flipped; dpo (null: 0, Mitchell 2023), exo_pair (null: 0.001)."""
     flip_rate: float | None = Field(None, ge=0, lt=0.5)
