@@ -26,7 +26,7 @@ from benchmarks.real_data_page import write_page
 from benchmarks.real_data_verifiers import agreement, last_number_rate, most_common_rate
 from benchmarks.results import read_lines, record
 from trueward.core.files import read_json
-from trueward.core.stats import Estimate, wilson
+from trueward.core.stats import Estimate, bootstrap_mean
 from trueward.data.records import Label
 from trueward.evals import fit_bag_of_words
 from trueward.models import load_causal
@@ -191,7 +191,6 @@ def _labels_task(name: str) -> Callable[[Place], dict[str, Any]]:
 
 def _label_baselines(train: Sequence[Label], test: Sequence[Label]) -> dict[str, dict[str, float]]:
     """Rules fitted to the training labels, on all held-out ones: majority, the best length, words."""
-    truth = [label.label for label in test]
     usual = 2 * sum(label.label for label in train) >= len(train)
     rules: dict[str, Callable[[str], bool]] = {"majority": lambda text: usual}
     cuts = sorted({len(label.completion) for label in train})
@@ -204,12 +203,9 @@ def _label_baselines(train: Sequence[Label], test: Sequence[Label]) -> dict[str,
     sides = [(x.completion, "") if x.label else ("", x.completion) for x in train]
     judge = fit_bag_of_words([side[0] for side in sides], [side[1] for side in sides])
     rules["bag of words"] = lambda text: judge("", text) > 0
-    return {
-        name: _shown(
-            wilson(sum(rule(x.completion) == y for x, y in zip(test, truth, strict=True)), len(test))
-        )
-        for name, rule in rules.items()
-    }
+    asked = [x.prompt for x in test]
+    hits = {name: [rule(x.completion) == x.label for x in test] for name, rule in rules.items()}
+    return {name: _shown(bootstrap_mean(values, groups=asked)) for name, values in hits.items()}
 
 
 def _questions_task(name: str) -> Callable[[Place], dict[str, Any]]:

@@ -13,7 +13,7 @@ from trueward.core.files import read_json, read_jsonl
 from trueward.core.run import open_run
 from trueward.data.records import Demonstration, Message, Meta, Prompt
 from trueward.pipeline.answers import reference_of_record
-from trueward.pipeline.group import mean_score
+from trueward.pipeline.group import mean_gain, mean_score
 
 TINY = (
     "sft.train={steps: 2, batch_size: 4, lr: 0.001}",
@@ -150,3 +150,7 @@ def test_no_success_is_not_certain_failure() -> None:
     assert mean_score(np.ones(200)).low == pytest.approx(1 - 0.0188, abs=1e-4)
     halves = mean_score(np.array([0.5, 0.5, 1.5]))
     assert halves.value == pytest.approx(5 / 6) and halves.high == 1.5
+    unchanged = mean_gain(np.zeros(200), np.zeros(200))
+    assert unchanged.value == 0 and unchanged.high == -unchanged.low == pytest.approx(0.0188, abs=1e-4)
+    better = mean_gain(np.zeros(4), np.array([0.0, 1.0, 1.0, 1.0]))
+    assert better.value == 0.75 and better.low >= 0

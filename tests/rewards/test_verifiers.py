@@ -45,6 +45,18 @@ def test_regex_finds_and_compares_its_group() -> None:
     assert found == [1, 0, 1]
 
 
+def test_regex_reads_a_reference_that_is_a_whole_solution() -> None:
+    """GSM8K's references are solutions; compared as they stand, every completion was wrong."""
+    reference, pattern = "16 - 3 = <<16-3=13>>13\n#### 13", r"#### (-?[\d,.]+)"
+    assert scores(["#### 13", "#### 14", "13", reference], reference, name="regex", pattern=pattern) == [
+        1,
+        0,
+        0,
+        1,
+    ]
+    assert judged(["#### 13"], " ", name="regex", pattern=pattern)[0].error == "raised"
+
+
 def test_format_takes_the_whole_completion() -> None:
     pattern = r"<think>.*</think>\s*<answer>.*</answer>"
     good = "<think>\nx\n</think>\n<answer>7</answer>\n"

@@ -110,7 +110,7 @@ def _gain(before: Sequence[Verdict], after: Sequence[Verdict]) -> dict[str, Any]
     return {
         "before": mean_score(first)._asdict(),
         "after": mean_score(last)._asdict(),
-        "gain": paired_difference(last, first)._asdict(),
+        "gain": mean_gain(first, last)._asdict(),
         "errors": len(before) - len(both),
     }
 
@@ -120,6 +120,15 @@ def mean_score(scores: NDArray[np.float64]) -> Estimate:
     if np.isin(scores, (0.0, 1.0)).all():
         return wilson(int(scores.sum()), scores.size)
     return bootstrap_mean(scores)
+
+
+def mean_gain(first: NDArray[np.float64], last: NDArray[np.float64]) -> Estimate:
+    """Paired gain. Where no verdict of n changed, one in 1 / n may: resampling would say 0 for certain."""
+    gain = paired_difference(last, first)
+    if not np.array_equal(first, last) or not np.isin(first, (0.0, 1.0)).all():
+        return gain
+    edge = wilson(0, first.size).high
+    return gain._replace(low=-edge, high=edge)
 
 
 class _HeldOut(NamedTuple):

@@ -34,13 +34,30 @@ def length(cases: Sequence[Case], *, min_words: int, max_words: int | None) -> l
 
 
 def matches(pattern: str, completion: str, answer: str) -> float:
-    """Whether the pattern is found; where it has a group, whether the last one found holds the reference."""
-    found = list(re.finditer(pattern, completion, flags=re.DOTALL))
+    """Whether the pattern is found; where it has a group, whether the last one found holds the reference.
+
+    The reference is what the pattern finds in it, where it does (a whole solution, such as GSM8K's), else all
+    of it.
+
+    Raises:
+        ValueError: the pattern has a group, and the reference is empty.
+    """
+    wanted = re.compile(pattern, flags=re.DOTALL)
+    found, stated = _last_group(wanted, completion), _last_group(wanted, answer)
+    if not wanted.groups:
+        return float(found is not None)
+    expected = (answer if stated is None else stated).split()
+    if not expected:
+        raise ValueError("the reference is empty")
+    return float(found is not None and found.split() == expected)
+
+
+def _last_group(pattern: re.Pattern[str], text: str) -> str | None:
+    """The first group where the pattern is found last (empty without groups); None if it is nowhere."""
+    found = list(pattern.finditer(text))
     if not found:
-        return 0.0
-    if not found[-1].re.groups:
-        return 1.0
-    return float((found[-1].group(1) or "").split() == answer.split())
+        return None
+    return (found[-1].group(1) or "") if pattern.groups else ""
 
 
 def has_form(pattern: str, completion: str, answer: str) -> float:
