@@ -28,13 +28,12 @@ from trueward.data.steps import StepGroup, tokenise_steps
 from trueward.models.scratch import ScratchSettings, new_llama
 from trueward.trainers import TrainSettings, train_sft
 from trueward.trainers.process import (
-    ProcessEvaluation,
     ProcessSettings,
-    evaluate_process,
     score_steps,
     step_scorer,
     train_process,
 )
+from trueward.trainers.process_judge import ProcessEvaluation, evaluate_process
 
 __all__ = ["Split", "main"]
 

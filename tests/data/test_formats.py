@@ -34,7 +34,7 @@ HH = "\n\nHuman: Why?\n\nAssistant: "
 DEMONSTRATION = Demonstration(id="x", messages=(U, Message("assistant", "So.")))
 PAIR = Comparison(id="x", prompt=(U,), chosen="So.", rejected="No.")
 GOOD = Label(id="x", prompt=(U,), completion="So.", label=True)
-STEPS = StepLabels(id="x", prompt=(U,), steps=("a", "b"), labels=(1, 0))
+STEPS = StepLabels(id="x", prompt=(U,), steps=("a", "b"), labels=(1, -1))
 
 TURNED = replace(PAIR, chosen="No.", rejected="So.")
 # Votes 0 tie, 1 first, 2 second; the share of the first answer is the mean of 1/2, 1 and 0.

@@ -35,7 +35,7 @@ EXAMPLES: list[Record] = [
     Comparison(id="c", prompt=ASK, chosen="a", rejected="b", margin=0.5, soft_label=1.0, meta=META),
     Ranking(id="r", prompt=ASK, completions=("a", "b", "c")),
     Label(id="l", prompt=ASK, completion="a", label=False),
-    StepLabels(id="s", prompt=ASK, steps=("a", "b"), labels=(1, None)),
+    StepLabels(id="s", prompt=ASK, steps=("a", "b"), labels=(1, None), soft_labels=(0.25, None)),
 ]
 each = pytest.mark.parametrize("record", EXAMPLES, ids=kind_of)
 
@@ -63,7 +63,7 @@ def test_any_text_survives(ask: str, chosen: str, rejected: str, margin: float, 
 def test_every_field_is_guarded(record: Record) -> None:
     good = to_json(record)
     for name in good:
-        if name not in ("meta", "margin", "soft_label"):
+        if name not in ("meta", "margin", "soft_label", "soft_labels"):
             with pytest.raises(DataError, match=name):
                 from_json({key: value for key, value in good.items() if key != name})
         for bad in (object(), 7.5j, [[[]]], {"a": 1}):

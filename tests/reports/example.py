@@ -197,6 +197,8 @@ def summary() -> dict[str, Any]:
                           {"name": "chance", "accuracy": rate(0.5, 600)}],
             "verdict": "The reward model orders held-out pairs better than every simple rule.",
         },
+        "solution_judges": [_solution_judge()],
+        "best_of_n": _best_of_n(),
         "curves": {
             "ppo": _ppo(24, 0.03, 0.01),
             "ppo_unbounded": _ppo(40, 0.1, 0.13),
@@ -209,6 +211,31 @@ def summary() -> dict[str, Any]:
         "gate": _gate(),
         "notes": ["PPO stopped at iteration 24: the KL budget was spent.", HOSTILE[1]],
     }  # fmt: skip
+
+
+def _solution_judge() -> dict[str, Any]:
+    """A process reward model and the length rule."""
+
+    def judge(name: str, auc: float) -> dict[str, Any]:
+        return {"name": name, "auc": rate(auc), "accuracy": rate(0.7), "balanced_accuracy": rate(0.6)}
+
+    return {
+        "stage": "prm",
+        "problems": 86,
+        "majority": 0.68,
+        "judges": [judge("model", 0.83), judge("shorter is right", 0.52)],
+        "verdict": "PRM: better than chance and than the length of the solution",
+    }
+
+
+def _best_of_n() -> dict[str, Any]:
+    """Two ways of choosing at two sizes, the second with a hostile name."""
+    rows = [
+        {"choice": choice, "n": n, "kl_bound": math.log(n) - (n - 1) / n, "value": rate(0.5 + gain * n / 10)}
+        for choice, gain in (("prm min", 0.1), (HOSTILE[0], 0.0))
+        for n in (1, 4)
+    ]
+    return {"on": "questions", "policy": "sft", "prompts": 86, "completions": 16, "rows": rows}
 
 
 def bare() -> dict[str, Any]:

@@ -91,6 +91,15 @@ def test_every_criterion_is_listed_with_its_finding(page: str) -> None:
     assert "lower end 0.16 meets &gt;= 0 on 400 items" in page and "the evidence is stale" in page
 
 
+def test_judges_of_solutions_and_best_of_n_are_tables(page: str) -> None:
+    assert "shorter is right" in page and "better than chance and than the length" in page
+    assert "n = 4" in page and "KL bound, nats" in page
+    # log 4 - 3/4
+    assert re.search(
+        r"KL bound, nats</th><td class=\"number\">0\.00</td><td class=\"number\">0\.64</td>", page
+    )
+
+
 def test_a_bare_run_says_what_is_missing(tmp_path: Path) -> None:
     render_report(bare(), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

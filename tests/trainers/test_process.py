@@ -21,12 +21,11 @@ from trueward.trainers.accumulate import accumulate
 from trueward.trainers.process import (
     ProcessObjective,
     ProcessSettings,
-    best_of_n,
-    evaluate_process,
     score_steps,
     step_scorer,
     train_process,
 )
+from trueward.trainers.process_judge import evaluate_process
 
 BINARY, CLASSES = ProcessSettings(), ProcessSettings(method="classes")
 
@@ -184,18 +183,6 @@ def test_judging_agrees_with_scikit_learn() -> None:
     assert judged.accuracy.value == pytest.approx(np.mean(np.array(guessed) == right))
     assert judged.majority == pytest.approx(max(np.mean(right), 1 - np.mean(right)))
     assert judged.auc.low < 0.5 < judged.auc.high and judged.auc.n == len(pairs)
-
-
-def test_best_of_n_by_hand() -> None:
-    # Products 0.36, 0.4, 0.45; least steps 0.6, 0.4, 0.5.
-    rows = [[math.log(0.6), math.log(0.6)], [math.log(0.4)], [math.log(0.9), math.log(0.5), 0.0]]
-    assert best_of_n(rows, aggregation="min") == 0
-    assert best_of_n(rows, aggregation="product") == 2
-    assert best_of_n([rows[1], rows[1]], aggregation="min") == 0
-    with pytest.raises(ValueError, match="at least one completion"):
-        best_of_n([], aggregation="min")
-    with pytest.raises(ValueError, match="row 1 has none"):
-        best_of_n([[0.0], []], aggregation="product")
 
 
 def test_labels_are_needed(tmp_path: Path) -> None:

@@ -168,6 +168,13 @@ for _name, _target, _text in (
         "trueward.pipeline.weak_to_strong:weak_to_strong",
         "A strong model from a weak supervisor's labels, and how much of the gap it closes.",
     ),
+    ("prm", "trueward.pipeline.process:prm", "A process reward model from labelled steps."),
+    ("orm", "trueward.pipeline.process:orm", "An outcome reward model from labelled solutions."),
+    (
+        "best-of-n",
+        "trueward.pipeline.best_of_n:best_of_n",
+        "Choose among n completions by PRM, ORM, reward model or vote, and measure it.",
+    ),
     ("eval", "trueward.pipeline.evaluate:evaluate", "Measure every stage that is there on held-out prompts."),
     (
         "gate",

@@ -110,6 +110,7 @@ for _name, _unit, _meaning in [
     ("time/update_s", "s", "time spent updating"),
     ("eval/loss", "nats", "held-out objective, without margin and centering of a reward model"),
     ("eval/accuracy", "1", "held-out pair accuracy"),
+    ("eval/step_accuracy", "1", "step_accuracy on held-out labelled steps"),
     ("eval/mean_token_accuracy", "1", "mean_token_accuracy on held-out demonstrations or text"),
     ("eval/rewards/margins", "nats", "rewards/margins on held-out pairs; of a reward model better - worse"),
     ("eval/logps/chosen_per_token_change", "nats/token", "that of chosen on held-out pairs"),

@@ -63,7 +63,8 @@ def trl_conversational_row(record: Record) -> dict[str, Any]:
             return {"prompt": _messages(record.prompt), "completion": completion, "label": record.label}
         case StepLabels():
             steps = {"completions": list(record.steps), "labels": list(record.labels)}
-            return {"prompt": _messages(record.prompt), **steps}
+            shares = {} if record.soft_labels is None else {"soft_labels": list(record.soft_labels)}
+            return {"prompt": _messages(record.prompt), **steps, **shares}
         case Ranking():
             raise _cannot(record, "TRL", "convert it to a comparison first")
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from rich.text import Text as RichText
 
@@ -16,7 +17,13 @@ from trueward.core.hashing import short
 from trueward.data.chat import Completion, Dropped, TokenGroup
 from trueward.data.template import ChatFormat, Tokenizer, chat_format
 
-__all__ = ["PreflightReport", "coloured_example", "preflight"]
+__all__ = ["MAX_DROPPED", "PreflightReport", "Spans", "coloured_example", "preflight"]
+
+MAX_DROPPED = 0.5
+"""Largest share of records that may be dropped, unless a recipe says otherwise."""
+Spans = Literal["answers", "steps"]
+"""What is trained: answers, whose spans end on a stop token, or the ends of steps, behind which more steps
+may follow."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +40,7 @@ class PreflightReport:
         begin_token: text of the token every row starts with, empty where there is none.
         pad_is_stop: the padding token is a stop token; harmless, since masks go by position.
         template_hash: of the tokenizer's template.
+        spans: what is trained.
     """
 
     num_rows: int
@@ -44,6 +52,7 @@ class PreflightReport:
     begin_token: str
     pad_is_stop: bool
     template_hash: str
+    spans: Spans = "answers"
 
     def lines(self) -> list[str]:
         """The report in sentences."""
@@ -58,7 +67,9 @@ class PreflightReport:
             f"{self.num_rows:,} of {total:,} rows, {self.num_tokens:,} tokens, longest {self.longest:,}",
             f"{begin}; template {short(self.template_hash)}",
         ]
-        if self.num_trained:
+        if self.spans == "steps":
+            result.append(f"{self.num_trained:,} steps, each judged at its last token")
+        elif self.num_trained:
             result.append(
                 f"{self.num_trained:,} trained tokens; every trained span ends on a trained {stops}"
             )
@@ -109,7 +120,7 @@ def _span_ends(completion: Completion) -> list[int]:
 
 
 def _check_completion(
-    group: TokenGroup, completion: Completion, form: ChatFormat, tokenizer: Tokenizer
+    group: TokenGroup, completion: Completion, form: ChatFormat, tokenizer: Tokenizer, spans: Spans
 ) -> int:
     ids, trained = completion.ids, completion.trained
     assert len(ids) == len(trained), "a mask is as long as its ids"
@@ -123,7 +134,7 @@ def _check_completion(
             remedy="check the mask and the record",
         )
     ends = _span_ends(completion)
-    for end in ends:
+    for end in ends if spans == "answers" else ():
         if ids[end] not in form.stop_ids:
             raise _fail(
                 group,
@@ -206,9 +217,10 @@ def preflight(
     tokenizer: Tokenizer,
     *,
     dropped: Sequence[Dropped] = (),
-    max_dropped: float = 0.5,
+    max_dropped: float = MAX_DROPPED,
     template_hash_expected: str | None = None,
     completions: bool = True,
+    spans: Spans = "answers",
 ) -> PreflightReport:
     """Check everything that will be trained on; raise at the first thing wrong.
 
@@ -217,6 +229,7 @@ def preflight(
         max_dropped: largest share of dropped records in [0, 1].
         template_hash_expected: hash of the template the model or the data was made with.
         completions: False for prompts to generate from, which have none.
+        spans: what is trained.
 
     Raises:
         PreflightError: names the row, the value, what was expected and what to do.
@@ -234,7 +247,7 @@ def preflight(
         _check_form(group, completions)
         _check_begin(group, form)
         _check_padding(group, form, tokenizer)
-        num_trained += sum(_check_completion(group, c, form, tokenizer) for c in group.completions)
+        num_trained += sum(_check_completion(group, c, form, tokenizer, spans) for c in group.completions)
         num_rows += 1
         num_tokens += len(group.prompt_ids) + sum(len(c.ids) for c in group.completions)
         longest = max(
@@ -251,6 +264,7 @@ def preflight(
         begin_token="" if form.bos_id is None else str(tokenizer.decode([form.bos_id])),
         pad_is_stop=tokenizer.pad_token_id in form.stop_ids,
         template_hash=form.hash,
+        spans=spans,
     )
 
 

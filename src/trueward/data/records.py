@@ -145,6 +145,15 @@ def _check_texts(texts: object, name: str, *, least: int) -> int:
     return len(texts)
 
 
+def _check_shares(shares: object, name: str, count: int) -> None:
+    if not isinstance(shares, tuple) or len(shares) != count:
+        raise RecordError(name, shares, f"{count} shares, one a step")
+    for number, share in enumerate(shares):
+        _check_number(share, f"{name}[{number}]")
+        if share is not None and not 0 <= share <= 1:
+            raise RecordError(f"{name}[{number}]", share, "a share in [0, 1] or nothing")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
     """Running text to train a language model on."""
@@ -259,14 +268,17 @@ class StepLabels:
     """A solution in steps.
 
     Args:
-        labels: one a step: 1 right, 0 neutral (or wrong, where a source knows two values), -1 wrong, or
+        labels: one a step: 1 right, 0 neutral (or wrong, where a source knows 0 and 1 only), -1 wrong, or
             nothing where nobody rated the step.
+        soft_labels: where the labels come from rollouts, the share in [0, 1] of those from each step that
+            end right, or nothing where none could be judged.
     """
 
     id: str
     prompt: tuple[Message, ...]
     steps: tuple[str, ...]
     labels: tuple[int | None, ...]
+    soft_labels: tuple[float | None, ...] | None = None
     meta: Meta = Meta()
 
     def __post_init__(self) -> None:
@@ -278,6 +290,8 @@ class StepLabels:
         for number, label in enumerate(self.labels):
             if label is not None and (isinstance(label, bool) or label not in (-1, 0, 1)):
                 raise RecordError(f"labels[{number}]", label, "-1, 0, 1 or nothing")
+        if self.soft_labels is not None:
+            _check_shares(self.soft_labels, "soft_labels", count)
 
 
 Record: TypeAlias = Text | Prompt | Demonstration | Comparison | Ranking | Label | StepLabels
@@ -360,6 +374,7 @@ _READERS: Final[dict[str, Callable[[object, str], object]]] = {
     "completions": _sequence,
     "steps": _sequence,
     "labels": _sequence,
+    "soft_labels": _sequence,
 }
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "NUM_PROBES",
     "PROBES_FILE",
     "PROBES_SCHEMA",
+    "Score",
     "model_card",
     "model_hash",
     "probe_record",
@@ -39,6 +40,8 @@ __all__ = [
 PROBES_FILE = "trueward_probes.json"
 PROBES_SCHEMA = "trueward.probes/1"
 NUM_PROBES = 8
+Score = Callable[[nn.Module, Sequence[Sequence[int]]], list[float]]
+"""Scores of token rows, each of two tokens or more: one figure that the model's head gives a row."""
 
 _PROBE_TALKS = (
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -168,13 +171,17 @@ def save_reward(
     *,
     card: str = "A reward model.",
     replace: bool = False,
+    score: Score = probe_scores,
+    extra: Callable[[Path], None] | None = None,
 ) -> str:
     """Save a reward model with the scores of eight probe texts, which `load_reward` computes again.
 
     Args:
-        model: sequence classifier of one label; adapters merged.
+        model: sequence classifier, of one label unless `score` reads several; adapters merged.
         probes: eight rendered texts; None takes eight short talks through the tokenizer's chat template.
         card: as for `save_causal`.
+        score: how the probes are scored; `load_reward` has to be given the same.
+        extra: adds files before the folder appears.
 
     Returns:
         The model hash of the new folder.
@@ -189,19 +196,22 @@ def save_reward(
             value="a model with adapters",
             remedy="save the adapters with `save_reward_adapter`, then merge them: model.merge_and_unload()",
         )
-    record = probe_record(model, tokenizer, probes)
-    return save_folder(
-        model,
-        tokenizer,
-        folder,
-        card=card,
-        replace=replace,
-        extra=lambda at: write_json(at / PROBES_FILE, record),
-    )
+    record = probe_record(model, tokenizer, probes, score=score)
+
+    def add(at: Path) -> None:
+        write_json(at / PROBES_FILE, record)
+        if extra is not None:
+            extra(at)
+
+    return save_folder(model, tokenizer, folder, card=card, replace=replace, extra=add)
 
 
 def probe_record(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, probes: Sequence[str] | None = None
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[str] | None = None,
+    *,
+    score: Score = probe_scores,
 ) -> dict[str, object]:
     """The content of a probes file: texts, their ids and the scores that the model gives them.
 
@@ -223,8 +233,8 @@ def probe_record(
     return {
         "schema": PROBES_SCHEMA,
         "probes": [
-            {"text": text, "ids": ids, "score": score}
-            for text, ids, score in zip(probes, rows, probe_scores(model, rows), strict=True)
+            {"text": text, "ids": ids, "score": value}
+            for text, ids, value in zip(probes, rows, score(model, rows), strict=True)
         ],
     }
 

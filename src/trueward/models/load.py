@@ -30,7 +30,14 @@ from trueward.core.files import read_json
 from trueward.core.hashing import hash_json
 from trueward.data.chat import template_hash
 from trueward.models.backend import own_memory, prepare_cpu
-from trueward.models.checkpoint import NUM_PROBES, PROBES_FILE, PROBES_SCHEMA, model_hash, probe_scores
+from trueward.models.checkpoint import (
+    NUM_PROBES,
+    PROBES_FILE,
+    PROBES_SCHEMA,
+    Score,
+    model_hash,
+    probe_scores,
+)
 from trueward.models.heads import check_pad
 from trueward.models.lora import LoraSettings, apply_lora, check_new_tokens
 
@@ -273,11 +280,19 @@ def _load_adapters(
 
 
 def load_reward(
-    path: str | Path, *, dtype: str = "float32", device: str = "cpu", require_probes: bool = True
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    require_probes: bool = True,
+    labels: int = 1,
+    score: Score = probe_scores,
 ) -> LoadedModel:
     """Load a reward model and verify that it still gives the scores it was saved with.
 
     Args:
+        labels: outputs of the head.
+        score: how the probes were scored when it was saved.
         require_probes: refuse a model that stores no probe scores (one not saved by Trueward).
 
     Raises:
@@ -298,10 +313,9 @@ def load_reward(
             remedy="train a reward model first; a language model's folder is none",
         )
     _refuse_missing(folder, sorted(missing))
-    if model.config.num_labels != 1:
-        raise ModelError(
-            "a reward model has one label", value=model.config.num_labels, expected="num_labels=1"
-        )
+    if model.config.num_labels != labels:
+        what = "a reward model has one label" if labels == 1 else f"this head has {labels} labels"
+        raise ModelError(what, value=model.config.num_labels, expected=f"num_labels={labels}")
     _check_vocabulary(folder, model, tokenizer)
     if model.config.get_text_config().pad_token_id != tokenizer.pad_token_id:
         raise ModelError(
@@ -313,7 +327,7 @@ def load_reward(
     nn.Module.to(model, device)
     model.train(False)
     if require_probes or (folder / PROBES_FILE).is_file():
-        verify_probes(folder, model, tokenizer)
+        verify_probes(folder, model, tokenizer, score=score)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -324,7 +338,13 @@ def load_reward(
     )
 
 
-def verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def verify_probes(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    score: Score = probe_scores,
+) -> None:
     """Compute the probe scores of a saved reward model again.
 
     Raises:
@@ -351,7 +371,7 @@ def verify_probes(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTok
             raise ModelError(f"{folder}: the tokenizer is not the one the model was saved with", value=text)
     # Another processor sums in another order: 1e-4 in float32; sixteen bits keep two to three digits.
     tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    for text, expected, got in zip(texts, stored, probe_scores(model, rows), strict=True):
+    for text, expected, got in zip(texts, stored, score(model, rows), strict=True):
         if not abs(got - expected) <= tolerance * max(1.0, abs(expected)):
             raise ModelError(
                 f"{folder} does not give its stored score for {text!r}",

@@ -4,6 +4,7 @@ workspace = open_workspace(resolve("quickstart", ["out=runs/mine"]))
 run(workspace)
 """
 
+from trueward.pipeline.best_of_n import best_of_n
 from trueward.pipeline.command import resolve
 from trueward.pipeline.data import data
 from trueward.pipeline.distill import distill
@@ -14,6 +15,7 @@ from trueward.pipeline.group import grpo
 from trueward.pipeline.kto import kto
 from trueward.pipeline.ppo import ppo
 from trueward.pipeline.pretrain import pretrain
+from trueward.pipeline.process import orm, prm
 from trueward.pipeline.recipe import Recipe
 from trueward.pipeline.report import report
 from trueward.pipeline.run import run
@@ -24,6 +26,7 @@ from trueward.pipeline.workspace import Workspace, open_workspace
 __all__ = [
     "Recipe",
     "Workspace",
+    "best_of_n",
     "data",
     "distill",
     "dpo",
@@ -33,8 +36,10 @@ __all__ = [
     "grpo",
     "kto",
     "open_workspace",
+    "orm",
     "ppo",
     "pretrain",
+    "prm",
     "report",
     "resolve",
     "reward",

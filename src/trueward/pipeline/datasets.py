@@ -27,6 +27,7 @@ __all__ = [
     "data_in_force",
     "decided",
     "demonstrations",
+    "feedback_kinds",
     "has_comparisons",
     "pairs",
     "test_prompts",
@@ -199,11 +200,16 @@ def demonstrations(workspace: Workspace) -> FeedbackData[Demonstration]:
     return _feedback(workspace, _open(workspace, name), _good_answer, "answer known to be good")
 
 
+def feedback_kinds(workspace: Workspace) -> set[str]:
+    """Kinds of records in the imported files."""
+    return set(_open(workspace, "feedback").manifest["counts"])
+
+
 def has_comparisons(workspace: Workspace) -> bool:
     """Whether the data can give pairs; on the testbed it always can."""
     if workspace.recipe.data.source == "testbed":
         return True
-    return bool({"comparison", "ranking"} & set(_open(workspace, "feedback").manifest["counts"]))
+    return bool({"comparison", "ranking"} & feedback_kinds(workspace))
 
 
 def pairs(workspace: Workspace) -> FeedbackData[Comparison]:

@@ -8,23 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trueward.core.errors import DataError
 from trueward.core.stats import Estimate, bootstrap_mean, paired_difference, wilson
-from trueward.data.chat import TokenGroup, stop_ids
-from trueward.data.convert import as_prompt
-from trueward.data.records import Message, Prompt, Record
+from trueward.data.chat import stop_ids
+from trueward.data.records import Record
 from trueward.models.checkpoint import model_hash
 from trueward.models.load import LoadedModel
-from trueward.pipeline.answers import reference_of_record
 from trueward.pipeline.datasets import asked_records
 from trueward.pipeline.ppo import decode_with, gold_of
+from trueward.pipeline.questions import AskedQuestions, asked_questions
 from trueward.pipeline.rewards import Asked, reward_hashes, summed_reward, uses_own
-from trueward.pipeline.sampling import draw, prompt_ids, text_of
+from trueward.pipeline.sampling import draw, text_of
 from trueward.pipeline.training import card, check, save_policy, settings_of, training_figures
 from trueward.pipeline.workspace import Begun, Workspace
 from trueward.rewards import Case, Verdict, Verifier, all_of
 from trueward.rollouts.local import LocalEngine
-from trueward.testbed import task_of
 from trueward.trainers.group import train_group
 from trueward.trainers.group_experience import group_models
 from trueward.trainers.group_rollout import GroupReward
@@ -32,60 +29,29 @@ from trueward.trainers.loop import TrainResult
 from trueward.trainers.ppo import PPOHooks
 from trueward.trainers.reward import reward_function
 from trueward.trainers.reward_sum import RewardPart, VerdictSum
-from trueward.trainers.verified import Question, verified_reward
+from trueward.trainers.verified import verified_reward
 
 __all__ = ["grpo", "mean_score"]
 
 
-class _Asked(NamedTuple):
-    """Prompts that have an answer, as tokens; `questions` by the id of a group."""
-
-    prompts: list[Prompt]
-    groups: list[TokenGroup]
-    questions: dict[str, Question]
-
-
-def _reference(workspace: Workspace, record: Record) -> str:
+def _asked(
+    workspace: Workspace, policy: LoadedModel, records: Sequence[Record], split: str
+) -> AskedQuestions:
     section = workspace.recipe.grpo
-    if workspace.recipe.data.source == "testbed":
-        task = task_of(record.meta)
-        return task.answer if task.kind in section.kinds else ""
-    return reference_of_record(record, section.answer)
-
-
-def _asked(workspace: Workspace, policy: LoadedModel, records: Sequence[Record], split: str) -> _Asked:
-    """The usable prompts with their answers, each conversation once; what is left out is counted and said."""
-    recipe = workspace.recipe
-    found: dict[tuple[Message, ...], tuple[Prompt, str]] = {}
-    for record in records:
-        if reference := _reference(workspace, record).strip():
-            prompt = as_prompt(record)
-            found.setdefault(prompt.messages, (prompt, reference))
-    if not found:
-        raise DataError(
-            f"no record of the {split} split says what is right",
-            value=len(records),
-            expected="demonstrations, or a column with the answer",
-            remedy="name the column: grpo.answer=...",
-        )
-    prompts = [prompt for prompt, _ in found.values()]
-    longest = recipe.data.max_tokens - recipe.grpo.train.max_new_tokens
-    kept, groups = prompt_ids(policy, prompts, max_tokens=longest)
-    without, long = len(records) - len(found), len(prompts) - len(kept)
-    workspace.say(
-        f"GRPO: {len(kept):,} of {len(records):,} records of the {split} split are asked; {without:,} have "
-        f"no answer of the wanted kind or a prompt that was there before, {long:,} are too long"
+    return asked_questions(
+        workspace,
+        policy,
+        records,
+        split=split,
+        section=section,
+        key="grpo",
+        max_new_tokens=section.train.max_new_tokens,
+        who="GRPO",
     )
-    answers = [reference for _, reference in found.values()]
-    questions = {
-        group.id: Question(prompts[index].messages[-1].content, answers[index])
-        for index, group in zip(kept, groups, strict=True)
-    }
-    return _Asked([prompts[index] for index in kept], groups, questions)
 
 
 def _verdicts(
-    workspace: Workspace, policy: LoadedModel, asked: _Asked, verify: Verifier, *, temperature: float
+    workspace: Workspace, policy: LoadedModel, asked: AskedQuestions, verify: Verifier, *, temperature: float
 ) -> list[Verdict]:
     """Verdicts of one completion for each held-out question, drawn with the same noise before and after."""
     section = workspace.recipe.grpo.train
@@ -138,7 +104,7 @@ class _HeldOut(NamedTuple):
     sampled: list[Verdict]
 
 
-def _held_out(workspace: Workspace, policy: LoadedModel, held: _Asked, verify: Verifier) -> _HeldOut:
+def _held_out(workspace: Workspace, policy: LoadedModel, held: AskedQuestions, verify: Verifier) -> _HeldOut:
     temperature = workspace.recipe.grpo.train.temperature
     return _HeldOut(
         greedy=_verdicts(workspace, policy, held, verify, temperature=0.0),
@@ -146,7 +112,7 @@ def _held_out(workspace: Workspace, policy: LoadedModel, held: _Asked, verify: V
     )
 
 
-def _reward(workspace: Workspace, policy: LoadedModel, asked: _Asked, verify: Verifier) -> GroupReward:
+def _reward(workspace: Workspace, policy: LoadedModel, asked: AskedQuestions, verify: Verifier) -> GroupReward:
     """The verifiers, and what the recipe adds to them."""
     section, budget = workspace.recipe.grpo, workspace.recipe.grpo.train.max_tokens_per_forward
     verified = verified_reward(verify, asked.questions, text=lambda rollout: text_of(policy, rollout))
@@ -161,7 +127,7 @@ def _reward(workspace: Workspace, policy: LoadedModel, asked: _Asked, verify: Ve
 
 
 def _train(
-    workspace: Workspace, begun: Begun, policy: LoadedModel, asked: _Asked, verify: Verifier
+    workspace: Workspace, begun: Begun, policy: LoadedModel, asked: AskedQuestions, verify: Verifier
 ) -> TrainResult:
     settings = settings_of(workspace, "grpo", workspace.recipe.grpo.train)
     with workspace.bar(settings.method, settings.iterations) as bar:

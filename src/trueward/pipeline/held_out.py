@@ -11,6 +11,7 @@ from torch import nn
 
 from trueward.core.errors import DataError
 from trueward.data.chat import TokenGroup, stop_ids
+from trueward.data.steps import StepGroup
 from trueward.evals import RewardModelReport, evaluate_reward_model
 from trueward.models.load import LoadedModel
 from trueward.rollouts.local import LocalEngine
@@ -18,6 +19,7 @@ from trueward.trainers.experience import RewardFunction
 from trueward.trainers.loop import Evaluate
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.preference import PreferencePair, PreferenceSettings, evaluate_preference
+from trueward.trainers.process import ProcessSettings, evaluate_steps
 from trueward.trainers.reward import RewardPair, score_pairs
 from trueward.trainers.settings import Precision, TrainSettings
 from trueward.trainers.sft import evaluate_sft
@@ -30,6 +32,7 @@ __all__ = [
     "reward_looks",
     "rollout_looks",
     "sft_looks",
+    "step_looks",
     "unpaired_looks",
 ]
 
@@ -181,3 +184,15 @@ def rollout_looks(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def step_looks(
+    items: Sequence[StepGroup], settings: TrainSettings, process: ProcessSettings, *, stage: str
+) -> Evaluate | None:
+    """Loss and accuracy of held-out labelled steps."""
+
+    def look(model: nn.Module, few: Sequence[StepGroup]) -> Mapping[str, float]:
+        budget, precision = settings.max_tokens_per_forward, settings.precision
+        return evaluate_steps(model, few, process=process, max_tokens_per_forward=budget, precision=precision)
+
+    return _looks(stage, settings, items, look)

@@ -55,6 +55,9 @@ def _parts(recipe: Recipe, wanted: set[str], data: Counted) -> list[str]:
         parts.append(rounds + _stage("DPO", recipe.dpo.train, "pairs", items))
     if "kto" in wanted:
         parts.append(_stage("KTO", recipe.kto.train, "labelled answers", None if testbed else data.items))
+    for stage, section in (("prm", recipe.prm), ("orm", recipe.orm)):
+        if stage in wanted:
+            parts.append(_stage(stage.upper(), section.train, "solutions", None if testbed else data.items))
     if "ppo" in wanted:
         p = recipe.ppo.train
         parts.append(
@@ -73,6 +76,9 @@ def _parts(recipe: Recipe, wanted: set[str], data: Counted) -> list[str]:
         )
         steps = _stage("weak-to-strong", w.train, f"{w.labels} labelled by {len(w.chain)} supervisors", items)
         parts.append(steps + (", twice: student and ceiling" if w.ceiling else ""))
+    if "best_of_n" in wanted:
+        b = recipe.best_of_n
+        parts.append(f"best of n draws {b.completions} answers of at most {b.max_new_tokens} tokens to each")
     if wanted & {"eval", "evaluate"}:
         parts.append(f"evaluation draws {recipe.eval.prompts} answers from each model")
     if "gate" in wanted:

@@ -13,13 +13,16 @@ from trueward.trainers.distill import DistillSettings
 from trueward.trainers.group_settings import GroupSettings
 from trueward.trainers.ppo_settings import PPOSettings
 from trueward.trainers.preference import PreferenceSettings
+from trueward.trainers.process import ProcessSettings
 from trueward.trainers.reward import RewardSettings
 from trueward.trainers.settings import TrainSettings
+from trueward.trainers.step_rollouts import RolloutSettings
 from trueward.trainers.unpaired import UnpairedSettings
 from trueward.trainers.weak_to_strong import WeakToStrongSettings
 
 __all__ = [
     "STAGES",
+    "BestOfNSection",
     "DPOSection",
     "DataSection",
     "DistillSection",
@@ -27,15 +30,20 @@ __all__ = [
     "GRPOSection",
     "KTOSection",
     "ModelSection",
+    "ORMSection",
     "OnlineSection",
     "PPOSection",
+    "PRMSection",
+    "Policy",
     "PretrainSection",
+    "QuestionsSection",
     "Recipe",
     "RewardPartSection",
     "RewardSection",
     "RewardSumSection",
     "SFTSection",
     "Stage",
+    "StepsSection",
     "SupervisorSection",
     "TestbedSection",
     "WeakToStrongSection",
@@ -51,6 +59,9 @@ Stage = Literal[
     "grpo",
     "distill",
     "weak_to_strong",
+    "prm",
+    "orm",
+    "best_of_n",
     "eval",
     "gate",
     "report",
@@ -65,11 +76,15 @@ STAGES: tuple[Stage, ...] = (
     "grpo",
     "distill",
     "weak_to_strong",
+    "prm",
+    "orm",
+    "best_of_n",
     "eval",
     "gate",
     "report",
 )
-# Labels of single answers, verifiable answers and a teacher are not at everybody's hand.
+Policy = Literal["base", "sft", "dpo", "kto", "ppo", "grpo", "distill"]
+# Labels of single answers or of steps, verifiable answers and a teacher are not at everybody's hand.
 _USUAL_STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")
 
 
@@ -327,6 +342,83 @@ class WeakToStrongSection(Config):
     """Of `answers`: sampling temperature of supervisors; 0 takes the likeliest words."""
 
 
+class QuestionsSection(Config):
+    """Questions with verifiable answers, for labels by rollouts and best of n."""
+
+    verifiers: tuple[VerifierSettings, ...] = Field((VerifierSettings(),), min_length=1)
+    """What judges a solution; the scores of several are summed by weight."""
+    right_at: float = Field(1.0, allow_inf_nan=False)
+    """Score from which on a solution is right."""
+    answer: str | None = None
+    """Column that holds what is right, with dots into objects (`reward_model.ground_truth`); null is the
+    answer of the demonstration, and on the testbed the true one."""
+    kinds: tuple[Literal["sum", "story", "list", "known"], ...] = Field(("sum",), min_length=1)
+    """On the testbed: kinds of prompts to ask."""
+
+
+class StepsSection(Config):
+    """Solutions in steps: where those that PRM and ORM learn from come from."""
+
+    labels: Literal["files", "rollouts"] | None = None
+    """`files`: solutions with a label a step in the data (PRM800K, TRL's stepwise rows), for an ORM answers
+    labelled right or wrong. `rollouts`: the policy's own solutions of `questions`, tried out step by step.
+    Null is files where the data holds such labels, else rollouts."""
+    rollouts: RolloutSettings = RolloutSettings()
+    policy: Policy | None = None
+    """Stage whose model draws; null is the SFT model where the run has one, else the base."""
+    train_questions: int | None = Field(None, ge=1)
+    """Questions of the training split to draw solutions of; null is all."""
+    test_questions: int | None = Field(100, ge=1)
+    """Questions of the test split, labelled to judge by; null is all."""
+    end: str | None = Field(None, min_length=1)
+    """Text that ends a step of a solution that is cut into steps here; null is a newline, and on the testbed
+    the end of a sentence."""
+    max_dropped: float = Field(0.5, ge=0, le=1)
+    """Largest share of solutions that are too long or cannot be tokenised; above it the stage stops."""
+
+
+class PRMSection(Config):
+    """A process reward model: whether each step of a solution is right."""
+
+    start: Policy | None = None
+    """Stage whose model lends the backbone; null is the SFT model where the run has one, else the base."""
+    train: TrainSettings = TrainSettings()
+    objective: ProcessSettings = ProcessSettings()
+
+
+class ORMSection(Config):
+    """An outcome reward model: whether a solution as a whole is right."""
+
+    start: Policy | None = None
+    """Stage whose model lends the backbone; null is the SFT model where the run has one, else the base."""
+    train: TrainSettings = TrainSettings()
+
+
+class BestOfNSection(Config):
+    """Best of n: choosing among several completions of each held-out prompt."""
+
+    on: Literal["questions", "comparisons"] | None = None
+    """`questions` with verifiable answers, chosen among by PRM, ORM, reward model and votes; prompts of
+    `comparisons`, by the reward model. Null is comparisons where the files hold some, else questions."""
+    policy: Policy | None = None
+    """Stage whose model answers; null is the SFT model where the run has one, else the base."""
+    completions: int = Field(16, ge=1)
+    """Completions of each prompt; every n is measured on subsets of them."""
+    sizes: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    """Each n to measure, from 1 to `completions`."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Longest completion; those that hit it are counted."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        wrong = [n for n in self.sizes if not 1 <= n <= self.completions]
+        if wrong:
+            raise ValueError(f"sizes must lie between 1 and completions ({self.completions}), got {wrong[0]}")
+        return self
+
+
 class EvalSection(Config):
     """Evaluation on held-out prompts."""
 
@@ -377,7 +469,8 @@ class Recipe(Config):
     release: Literal["sft", "dpo", "kto", "ppo", "grpo", "distill", "best"] = "best"
     """Which stage is brought before the gate; `best` is whichever trained policy beats SFT most often."""
     stages: tuple[Stage, ...] = _USUAL_STAGES
-    """Stages to run, in this order; all but kto, grpo, distill and weak_to_strong if nothing is said."""
+    """Stages to run, in this order; all but kto, grpo, distill, weak_to_strong, prm, orm and best_of_n if
+    nothing is said."""
     track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that get the metrics of every stage beside its metrics.jsonl."""
     model: ModelSection = ModelSection()
@@ -392,6 +485,11 @@ class Recipe(Config):
     grpo: GRPOSection = GRPOSection()
     distill: DistillSection = DistillSection()
     weak_to_strong: WeakToStrongSection = WeakToStrongSection()
+    questions: QuestionsSection = QuestionsSection()
+    steps: StepsSection = StepsSection()
+    prm: PRMSection = PRMSection()
+    orm: ORMSection = ORMSection()
+    best_of_n: BestOfNSection = BestOfNSection()
     eval: EvalSection = EvalSection()
 
     @model_validator(mode="after")

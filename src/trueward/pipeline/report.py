@@ -13,7 +13,8 @@ from trueward.reports import read_summary, render_report, stage_table
 
 __all__ = ["build_summary", "report"]
 
-TRAINED = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "distill", "ppo_unbounded")
+TRAINED = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "distill", "ppo_unbounded", "prm", "orm")
+_JUDGES = ("prm", "orm")
 _TITLES = {"testbed": "Alignment on the testbed", "files": "Alignment on real feedback"}
 
 
@@ -58,6 +59,8 @@ def build_summary(workspace: Workspace) -> dict[str, Any]:
         "total_s": _total_s(workspace),
         "stages": [_stage(workspace, name, body) for name, body in figures["stages"].items()],
         "reward_model": figures.get("reward_model"),
+        "solution_judges": [_solution_judge(workspace, s) for s in _JUDGES if workspace.has(s)],
+        "best_of_n": _best_of_n(workspace),
         "curves": _curves(workspace),
         "win_matrix": figures["win_matrix"],
         "samples": list(_samples(evaluation, workspace.recipe.eval.samples)),
@@ -65,6 +68,24 @@ def build_summary(workspace: Workspace) -> dict[str, Any]:
         "gate": _gate(verdict),
         "notes": list(_notes(workspace, figures, verdict)),
     }
+
+
+def _solution_judge(workspace: Workspace, stage: str) -> dict[str, Any]:
+    held = workspace.run(stage).manifest["results"]["held_out"]
+    return {
+        "stage": stage,
+        "problems": held["problems"],
+        "majority": held["majority"],
+        "judges": [{"name": name, **body} for name, body in held["judges"].items()],
+        "verdict": held["verdict"],
+    }
+
+
+def _best_of_n(workspace: Workspace) -> dict[str, Any] | None:
+    if not workspace.has("best_of_n"):
+        return None
+    body = read_json(workspace.run("best_of_n").path / "figures.json")
+    return {key: body[key] for key in ("on", "policy", "prompts", "completions", "rows")}
 
 
 def _seconds(workspace: Workspace, stage: str) -> float:
@@ -186,6 +207,9 @@ def _notes(workspace: Workspace, figures: Mapping[str, Any], verdict: dict[str, 
     reward = figures.get("reward_model")
     if reward is not None:
         yield from (line for line in str(reward["verdict"]).splitlines() if line)
+    for stage in _JUDGES:
+        if workspace.has(stage):
+            yield str(workspace.run(stage).manifest["results"]["held_out"]["verdict"])
     for stage in TRAINED:
         if workspace.has(stage):
             results = workspace.run(stage).manifest["results"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from trueward.core.errors import RunError
 from trueward.core.trackers import check_trackers
 from trueward.models.heads import check_pad
+from trueward.pipeline.best_of_n import best_of_n
 from trueward.pipeline.data import data
 from trueward.pipeline.distill import distill
 from trueward.pipeline.evaluate import evaluate
@@ -12,6 +13,7 @@ from trueward.pipeline.gate import gate
 from trueward.pipeline.group import grpo
 from trueward.pipeline.kto import kto
 from trueward.pipeline.ppo import ppo
+from trueward.pipeline.process import orm, prm
 from trueward.pipeline.recipe import Stage
 from trueward.pipeline.report import report
 from trueward.pipeline.stages import dpo, reward, sft
@@ -30,6 +32,9 @@ STAGE_FUNCTIONS: dict[Stage, Callable[[Workspace], object]] = {
     "grpo": grpo,
     "distill": distill,
     "weak_to_strong": weak_to_strong,
+    "prm": prm,
+    "orm": orm,
+    "best_of_n": best_of_n,
     "eval": evaluate,
     "gate": gate,
     "report": report,
@@ -48,10 +53,10 @@ def run(workspace: Workspace) -> None:
     stages = workspace.recipe.stages
     _refuse_repeats(workspace)
     check_trackers(trackers_of(workspace.recipe, stages))
-    if "sft" in stages and not workspace.has("sft"):
+    if {"sft", "prm", "orm"} & set(stages) and not workspace.has("sft"):
         # What would stop a later stage is found before the first one has taken its time.
         base = workspace.load("base")
-        if "reward" in stages:
+        if {"reward", "prm", "orm"} & set(stages):
             check_pad(base.tokenizer)
     for stage in stages:
         STAGE_FUNCTIONS[stage](workspace)

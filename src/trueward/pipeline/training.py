@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from trueward.core.errors import DataError
 from trueward.data.chat import Dropped, TokenGroup, TrainOn, tokenise_many
+from trueward.data.preflight import MAX_DROPPED, Spans
 from trueward.data.records import Comparison, Demonstration, Label
 from trueward.models.checkpoint import model_card, model_hash, save_causal
 from trueward.models.load import LoadedModel
@@ -99,12 +100,16 @@ def check(
     dropped: Sequence[Dropped] = (),
     *,
     completions: bool = True,
+    spans: Spans = "answers",
+    max_dropped: float = MAX_DROPPED,
     quiet: bool = False,
 ) -> dict[str, object]:
     """The blocking checks before step 1; their counts for the manifest.
 
     Args:
         completions: False for prompts to generate from.
+        spans: what is trained.
+        max_dropped: largest share of dropped records in [0, 1].
         quiet: print nothing.
 
     Raises:
@@ -122,6 +127,8 @@ def check(
         dropped=dropped,
         template_hash_expected=loaded.template_hash,
         completions=completions,
+        spans=spans,
+        max_dropped=max_dropped,
         console=None if quiet else workspace.console,
     )
     return {

@@ -15,19 +15,23 @@ from trueward.registry import CriterionResult
 
 __all__ = [
     "Baseline",
+    "BestOfN",
     "Bin",
     "CategoryRate",
     "CharterName",
+    "ChosenOfN",
     "Curves",
     "DpoPoint",
     "Figure",
     "Gate",
+    "JudgedSteps",
     "LineageGraph",
     "LookPoint",
     "PpoPoint",
     "Refusal",
     "RewardModel",
     "Sample",
+    "SolutionJudge",
     "StageSummary",
     "Summary",
     "WinCell",
@@ -105,6 +109,60 @@ class RewardModel(Config):
     bins: tuple[Bin, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     verdict: str = ""
+
+
+class JudgedSteps(Config):
+    """How well one judge of solutions agrees with held-out labels."""
+
+    name: str
+    accuracy: Figure
+    balanced_accuracy: Figure
+    auc: Figure
+
+
+class SolutionJudge(Config):
+    """A model that judges solutions (PRM, ORM) beside what it has to beat."""
+
+    stage: str
+    problems: int
+    majority: Finite
+    """Share of the more frequent label: the accuracy of a constant."""
+    judges: tuple[JudgedSteps, ...]
+    verdict: str
+
+
+class ChosenOfN(Config):
+    """What one way of choosing among n completions is worth."""
+
+    choice: str
+    n: int
+    kl_bound: Finite
+    value: Figure
+    gain: Figure | None = None
+    """Over any one completion, paired; None where the value is of another kind."""
+    gain_over_vote: Figure | None = None
+    """Over the vote of the same n, paired; None where there is no vote."""
+
+
+class BestOfN(Config):
+    """Best of n on held-out prompts."""
+
+    on: Literal["questions", "comparisons"]
+    policy: str
+    prompts: int
+    completions: int
+    rows: tuple[ChosenOfN, ...]
+
+    def sizes(self) -> list[int]:
+        """Each n, in order."""
+        return list(dict.fromkeys(row.n for row in self.rows))
+
+    def by_choice(self) -> dict[str, list[ChosenOfN]]:
+        """Way of choosing -> its rows, n by n."""
+        return {
+            name: [row for row in self.rows if row.choice == name]
+            for name in dict.fromkeys(row.choice for row in self.rows)
+        }
 
 
 class PpoPoint(Config):
@@ -227,6 +285,8 @@ class Summary(Config):
     total_s: Finite
     stages: tuple[StageSummary, ...] = Field(min_length=1)
     reward_model: RewardModel | None = None
+    solution_judges: tuple[SolutionJudge, ...] = ()
+    best_of_n: BestOfN | None = None
     curves: Curves = Curves()
     win_matrix: tuple[WinCell, ...] = ()
     samples: tuple[Sample, ...] = ()

@@ -23,14 +23,12 @@ from trueward.trainers.preference import (
     train_preference,
 )
 from trueward.trainers.process import (
-    ProcessEvaluation,
     ProcessSettings,
-    best_of_n,
-    evaluate_process,
     score_steps,
     step_scorer,
     train_process,
 )
+from trueward.trainers.process_judge import ProcessEvaluation, auc_gain, evaluate_process
 from trueward.trainers.reward import (
     RewardPair,
     RewardSettings,
@@ -41,6 +39,7 @@ from trueward.trainers.reward import (
 from trueward.trainers.reward_sum import RewardPart, VerdictSum, WeightedReward, weighted_reward
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import SFTEvaluation, evaluate_sft, train_sft
+from trueward.trainers.step_model import StepModel, load_steps, save_steps
 from trueward.trainers.unpaired import (
     UNPAIRED_METHODS,
     LabelledCompletion,
@@ -79,6 +78,7 @@ __all__ = [
     "RewardPart",
     "RewardSettings",
     "SFTEvaluation",
+    "StepModel",
     "TrainResult",
     "TrainSettings",
     "UnpairedEvaluation",
@@ -87,7 +87,7 @@ __all__ = [
     "VerdictSum",
     "WeakToStrongSettings",
     "WeightedReward",
-    "best_of_n",
+    "auc_gain",
     "checked",
     "diagnose",
     "evaluate_preference",
@@ -95,11 +95,13 @@ __all__ = [
     "evaluate_sft",
     "evaluate_unpaired",
     "group_models",
+    "load_steps",
     "ppo_models",
     "preference_pairs",
     "reference_pairs",
     "resume_hint",
     "reward_function",
+    "save_steps",
     "score_pairs",
     "score_steps",
     "step_scorer",

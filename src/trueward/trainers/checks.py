@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trueward.core.errors import PreflightError
 from trueward.data.chat import Dropped, TokenGroup, Tokenizer
-from trueward.data.preflight import PreflightReport, coloured_example, preflight
+from trueward.data.preflight import MAX_DROPPED, PreflightReport, Spans, coloured_example, preflight
 from trueward.models.lora import embeddings_trained
 from trueward.models.scoring import unwrap
 
@@ -29,8 +29,10 @@ def checked(
     tokenizer: Tokenizer,
     *,
     dropped: Sequence[Dropped] = (),
+    max_dropped: float = MAX_DROPPED,
     template_hash_expected: str | None = None,
     completions: bool = True,
+    spans: Spans = "answers",
     console: Console | None = None,
 ) -> PreflightReport:
     """Run every check; print the report and one example.
@@ -38,7 +40,9 @@ def checked(
     Args:
         dropped: records left out when tokenising.
         template_hash_expected: hash of the chat template that the model or the data was made with.
+        max_dropped: largest share of dropped records in [0, 1].
         completions: False for prompts to generate from.
+        spans: what is trained.
         console: where to print; None prints nothing.
 
     Raises:
@@ -48,8 +52,10 @@ def checked(
         groups,
         tokenizer,
         dropped=dropped,
+        max_dropped=max_dropped,
         template_hash_expected=template_hash_expected,
         completions=completions,
+        spans=spans,
     )
     check_vocabulary(model, groups)
     if console is not None:

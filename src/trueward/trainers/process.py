@@ -8,23 +8,20 @@ Axes: S steps of a packed row, C classes, N completion tokens, L tokens of the r
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trueward.core.config import Config
 from trueward.core.errors import DataError
-from trueward.core.seed import generator
-from trueward.core.stats import Estimate
 from trueward.data.steps import StepGroup
 from trueward.models.heads import reward_from_causal
 from trueward.models.packing import Packed, pack
 from trueward.models.scoring import hidden_states, unwrap
-from trueward.objectives import STEP_AGGREGATIONS, STEP_CLASSES, step_binary, step_classes
+from trueward.objectives import STEP_CLASSES, step_binary, step_classes
 from trueward.trainers.accumulate import LossSum, forward_precision
 from trueward.trainers.groups import cut, describe_group
 from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
@@ -32,17 +29,13 @@ from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision, TrainSettings
 
 __all__ = [
-    "ProcessEvaluation",
     "ProcessObjective",
     "ProcessSettings",
-    "best_of_n",
-    "evaluate_process",
+    "evaluate_steps",
     "score_steps",
     "step_scorer",
     "train_process",
 ]
-
-_RESAMPLES = 1000
 
 
 class ProcessSettings(Config):
@@ -53,6 +46,35 @@ class ProcessSettings(Config):
     neutral_is_right: bool = True
     """Whether a neutral step counts as right, as a label of `binary` and in scores (Lightman et al. 2023,
     section 2.6 and appendix F)."""
+    estimation: Literal["hard", "soft"] = "hard"
+    """What labels from rollouts say of a step: `hard`, right if any rollout from it ends right; `soft`, the
+    share of them that do (Wang et al. 2024, 2312.08935, eq. 3 and 4)."""
+
+    @model_validator(mode="after")
+    def _shares_are_binary(self) -> Self:
+        if self.estimation == "soft" and self.method != "binary":
+            raise ValueError(f"estimation 'soft' needs method 'binary', got {self.method!r}")
+        return self
+
+    def right(self, label: int) -> bool:
+        """Whether a step of this label counts as right."""
+        return label >= (0 if self.neutral_is_right else 1)
+
+    def targets(self, item: StepGroup) -> list[float | None]:
+        """Probability of each step of a solution to be right, as it is learnt; None where there is none.
+
+        Raises:
+            DataError: soft labels are asked for and there are none.
+        """
+        if self.estimation == "soft":
+            if item.soft_labels is None:
+                raise DataError(
+                    f"solution {item.group.id or '(no id)'} has no soft labels",
+                    expected="labels from rollouts",
+                    remedy="set estimation to hard",
+                )
+            return list(item.soft_labels)
+        return [None if label is None else float(self.right(label)) for label in item.labels]
 
 
 def step_scorer(
@@ -83,10 +105,6 @@ def _logits(model: nn.Module, packed: Packed) -> Tensor:
     return logits_SC
 
 
-def _labels(items: Sequence[StepGroup]) -> list[int | None]:
-    return [label for item in items for label in item.labels]
-
-
 class ProcessObjective:
     """Cross-entropy at step ends; every labelled step of the optimizer step weighs the same."""
 
@@ -97,27 +115,32 @@ class ProcessObjective:
         self.settings: Mapping[str, object] = settings.model_dump(mode="json")
 
     def describe(self, item: StepGroup) -> Mapping[str, object]:
-        return {**describe_group(item.group), "labels": list(item.labels)}
+        soft = {} if item.soft_labels is None else {"soft_labels": list(item.soft_labels)}
+        return {**describe_group(item.group), "labels": list(item.labels), **soft}
+
+    def _targets(self, items: Sequence[StepGroup]) -> list[float | None]:
+        return [target for item in items for target in self._settings.targets(item)]
 
     def count(self, items: Sequence[StepGroup]) -> float:
-        return sum(label is not None for label in _labels(items))
+        return sum(target is not None for target in self._targets(items))
 
     def micro_batches(self, items: Sequence[StepGroup], max_tokens: int) -> list[list[StepGroup]]:
         return cut(items, lambda item: item.group, max_tokens)
 
     def loss(self, model: nn.Module, items: Sequence[StepGroup]) -> LossSum:
         packed = pack([item.group for item in items], device_of(model))
-        logits_SC, labels = _logits(model, packed), _labels(items)
+        logits_SC, targets = _logits(model, packed), self._targets(items)
         # One row of S steps; those without a label are masked.
-        ends_1S = torch.tensor([[label is not None for label in labels]], device=logits_SC.device)
-        labels_1S = torch.tensor([[label or 0 for label in labels]], device=logits_SC.device)
-        right_1S = labels_1S >= (0 if self._settings.neutral_is_right else 1)
+        ends_1S = torch.tensor([[target is not None for target in targets]], device=logits_SC.device)
+        targets_1S = torch.tensor([[target or 0.0 for target in targets]], device=logits_SC.device)
         if self._settings.method == "binary":
-            out = step_binary(logits_SC.T, right_1S.float(), ends_1S)
+            out = step_binary(logits_SC.T, targets_1S, ends_1S)
         else:
             neutral = self._settings.neutral_is_right
-            out = step_classes(logits_SC.unsqueeze(0), labels_1S + 1, ends_1S, neutral_is_correct=neutral)
-        hits = ((out.correct_logps_BT > math.log(0.5)) == right_1S) & ends_1S
+            classes = [[(label or 0) + 1 for item in items for label in item.labels]]
+            labels_1S = torch.tensor(classes, device=logits_SC.device)
+            out = step_classes(logits_SC.unsqueeze(0), labels_1S, ends_1S, neutral_is_correct=neutral)
+        hits = ((out.correct_logps_BT > math.log(0.5)) == (targets_1S > 0.5)) & ends_1S
         return LossSum(
             out.loss_BT.sum(), packed.num_tokens, {"step_accuracy": (hits.sum().float(), self.count(items))}
         )
@@ -140,7 +163,7 @@ def train_process(
         DataError: a solution without a label; and as `loop.train`.
     """
     for item in items:
-        if all(label is None for label in item.labels):
+        if all(target is None for target in process.targets(item)):
             raise DataError(
                 f"no step of solution {item.group.id or '(no id)'} has a label",
                 value=f"{len(item.labels)} steps",
@@ -186,96 +209,27 @@ def score_steps(
     return found
 
 
-def best_of_n(step_logps: Sequence[Sequence[float]], *, aggregation: Literal["min", "product"]) -> int:
-    """Index of the completion whose steps are the most surely right; the first of equals.
-
-    Args:
-        step_logps: for each completion, the log-probability of each step that it is right.
-        aggregation: `min`: the most doubtful step decides; `product`: all of them do.
-
-    Raises:
-        ValueError: no completion, one without steps, or a log-probability above 0.
-
-    Source:
-        Lightman et al. 2023 (2305.20050), section 2.6 and appendix F.
-    """
-    if not step_logps:
-        raise ValueError("best_of_n needs at least one completion")
-    longest = max(map(len, step_logps))
-    logps_BT = torch.tensor(
-        [[*row, *[0.0] * (longest - len(row))] for row in step_logps], dtype=torch.float64
-    )
-    ends_BT = torch.tensor([[t < len(row) for t in range(longest)] for row in step_logps])
-    return int(STEP_AGGREGATIONS[aggregation](logps_BT, ends_BT).argmax())
-
-
-class ProcessEvaluation(NamedTuple):
-    """Held-out labelled steps. Intervals resample clusters, such as problems, whose steps are alike.
-
-    accuracy: share judged as labelled at one half.
-    majority: share of the more frequent label, what a constant reaches.
-    balanced_accuracy: mean of the accuracies on right and on wrong steps; a constant has 0.5.
-    auc: probability that a right step scores above a wrong one; chance is 0.5.
-    """
-
-    accuracy: Estimate
-    majority: float
-    balanced_accuracy: Estimate
-    auc: Estimate
-
-
-def evaluate_process(
-    step_logps: Sequence[Sequence[float]],
+@torch.no_grad()
+def evaluate_steps(
+    model: nn.Module,
     items: Sequence[StepGroup],
     *,
-    clusters: Sequence[str],
-    neutral_is_right: bool = True,
-    seed: int = 0,
-) -> ProcessEvaluation:
-    """Judge the scores of `score_steps` by the labels.
-
-    Args:
-        clusters: of each solution, what it shares with others (its problem).
+    process: ProcessSettings,
+    max_tokens_per_forward: int,
+    precision: Precision = "float32",
+) -> dict[str, float]:
+    """`eval/loss` and `eval/step_accuracy` of labelled steps, each step weighing the same.
 
     Raises:
-        DataError: no right or no wrong step among the labelled ones.
+        DataError: no step has a label.
     """
-    rows = [
-        (logp, label >= (0 if neutral_is_right else 1), cluster)
-        for logps, item, cluster in zip(step_logps, items, clusters, strict=True)
-        for logp, label in zip(logps, item.labels, strict=True)
-        if label is not None
-    ]
-    scores_S = np.array([row[0] for row in rows])
-    right_S = np.array([row[1] for row in rows], dtype=bool)
-    if not right_S.any() or right_S.all():
-        raise DataError(
-            "steps of both labels are needed to judge a process reward model",
-            value=f"{int(right_S.sum())} right of {len(right_S)}",
-        )
-    names = sorted({row[2] for row in rows})
-    members = {name: np.array([n for n, row in enumerate(rows) if row[2] == name]) for name in names}
-    rng = generator(seed, "clusters")
-    draws: list[tuple[float, float, float]] = []
-    while len(draws) < _RESAMPLES:
-        chosen = np.concatenate([members[names[i]] for i in rng.integers(len(names), size=len(names))])
-        if right_S[chosen].any() and not right_S[chosen].all():
-            draws.append(_figures(scores_S[chosen], right_S[chosen]))
-    lows, highs = np.quantile(np.array(draws), (0.025, 0.975), axis=0)
-    values = _figures(scores_S, right_S)
-    accuracy, balanced, auc = (
-        Estimate(float(v), float(low), float(high), len(rows))
-        for v, low, high in zip(values, lows, highs, strict=True)
-    )
-    return ProcessEvaluation(accuracy, max(right_S.mean(), 1 - right_S.mean()), balanced, auc)
-
-
-def _figures(scores_S: NDArray[np.float64], right_S: NDArray[np.bool_]) -> tuple[float, float, float]:
-    hits_S = (scores_S > math.log(0.5)) == right_S
-    balanced = (hits_S[right_S].mean() + hits_S[~right_S].mean()) / 2
-    # Mann and Whitney: ranks of the right ones, equal scores share theirs.
-    _, inverse_S, counts = np.unique(scores_S, return_inverse=True, return_counts=True)
-    ranks_S = (np.cumsum(counts) - (counts - 1) / 2)[inverse_S]
-    num_right, num_wrong = int(right_S.sum()), int((~right_S).sum())
-    above = ranks_S[right_S].sum() - num_right * (num_right + 1) / 2
-    return float(hits_S.mean()), float(balanced), float(above / (num_right * num_wrong))
+    objective = ProcessObjective(process)
+    count = objective.count(items)
+    if not count:
+        raise DataError("no held-out step has a label", value=f"{len(items)} solutions")
+    loss = hits = 0.0
+    for batch in cut(items, lambda item: item.group, max_tokens_per_forward):
+        with forward_precision(precision, device_of(model)):
+            out = objective.loss(model, batch)
+        loss, hits = loss + float(out.loss_sum), hits + float(out.sums["step_accuracy"][0])
+    return {"eval/loss": loss / count, "eval/step_accuracy": hits / count}

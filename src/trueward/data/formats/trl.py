@@ -135,9 +135,19 @@ def _stepwise(row: Columns, id: str, meta: Meta) -> Record:
     labels = row.get("labels")
     if not isinstance(labels, list):
         raise RecordError("labels", labels, "a list of labels, one a step")
-    plain = tuple(int(label) if isinstance(label, bool) else label for label in labels)
-    ask = prompt(row.get("prompt"), "prompt")
-    return StepLabels(id=id, prompt=ask, steps=texts(row, "completions"), labels=plain, meta=meta)
+    # False is wrong, not neutral: booleans know two values.
+    plain = tuple((1 if label else -1) if isinstance(label, bool) else label for label in labels)
+    ask, shares = prompt(row.get("prompt"), "prompt"), row.get("soft_labels")
+    if shares is not None and not isinstance(shares, list):
+        raise RecordError("soft_labels", shares, "a list of shares, one a step")
+    return StepLabels(
+        id=id,
+        prompt=ask,
+        steps=texts(row, "completions"),
+        labels=plain,
+        soft_labels=None if shares is None else tuple(shares),
+        meta=meta,
+    )
 
 
 def _openai_preference(row: Columns, id: str, meta: Meta) -> Record:
@@ -170,7 +180,7 @@ FORMATS: Final = (
         name="trl-stepwise",
         words="TRL stepwise supervision (prompt, completions, labels)",
         kind="steps",
-        columns=frozenset({"prompt", "completions", "labels"}),
+        columns=frozenset({"prompt", "completions", "labels", "soft_labels"}),
         matches=matches_columns("prompt", "completions", "labels"),
         read=_stepwise,
     ),
