@@ -14,6 +14,10 @@ from torch import nn
 from trueward.core.files import write_jsonl
 from trueward.core.hashing import short
 from trueward.core.stats import Estimate
+from trueward.data.chat import TokenGroup
+from trueward.data.records import Record
+from trueward.models.load import LoadedModel
+from trueward.pipeline.datasets import FeedbackData
 from trueward.pipeline.held_out import step_looks
 from trueward.pipeline.recipe import Policy
 from trueward.pipeline.rollout_labels import record_of, start_of, step_end
@@ -96,15 +100,7 @@ def _train(workspace: Workspace, kind: _Kind) -> None:
     if begun.done:
         return
     workspace.say(f"{kind.title} on the backbone of {start}")
-    train = labelled_solutions(
-        workspace, parent, data.train, target=kind.target, process=kind.process, split="training"
-    )
-    held = labelled_solutions(
-        workspace, parent, data.test, target=kind.target, process=kind.process, split="test"
-    )
-    most = recipe.steps.max_dropped
-    counts = check(workspace, parent, _groups(train), train.dropped, spans="steps", max_dropped=most)
-    check(workspace, parent, _groups(held), held.dropped, spans="steps", max_dropped=most, quiet=True)
+    train, held, counts = _read(workspace, kind, parent, data)
     model = step_scorer(parent.model, parent.tokenizer, kind.process, seed=workspace.seed(kind.stage, "head"))
     # Trained weights are float32 whatever the recipe says of frozen ones.
     nn.Module.to(model, torch.float32)
@@ -149,7 +145,23 @@ def _train(workspace: Workspace, kind: _Kind) -> None:
     )
 
 
-def _groups(split: Solutions) -> list[Any]:
+def _read(
+    workspace: Workspace, kind: _Kind, parent: LoadedModel, data: FeedbackData[Record]
+) -> tuple[Solutions, Solutions, dict[str, object]]:
+    """Training and test solutions, checked, and the counts of the former."""
+
+    def of(records: Sequence[Record], split: str) -> Solutions:
+        return labelled_solutions(
+            workspace, parent, records, target=kind.target, process=kind.process, split=split
+        )
+
+    train, held, most = of(data.train, "training"), of(data.test, "test"), workspace.recipe.steps.max_dropped
+    counts = check(workspace, parent, _groups(train), train.dropped, spans="steps", max_dropped=most)
+    check(workspace, parent, _groups(held), held.dropped, spans="steps", max_dropped=most, quiet=True)
+    return train, held, counts
+
+
+def _groups(split: Solutions) -> list[TokenGroup]:
     return [item.group for item in split.items]
 
 
