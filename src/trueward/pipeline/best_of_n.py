@@ -21,12 +21,13 @@ from rich.text import Text
 
 from trueward.core.errors import DataError, RunError
 from trueward.core.files import write_json, write_jsonl
-from trueward.core.stats import Estimate, bootstrap_mean, paired_difference
+from trueward.core.stats import Estimate, paired_difference
 from trueward.decoding import expected_best, expected_pass, expected_vote, kl_bound
 from trueward.evals import fit_bag_of_words
 from trueward.models.load import LoadedModel
 from trueward.pipeline.candidates import Candidates, Floats, draw_candidates, judged_by, reward_scores
 from trueward.pipeline.datasets import asked_records, decided, has_comparisons, pairs, test_prompts
+from trueward.pipeline.group import mean_score
 from trueward.pipeline.ppo import gold_of
 from trueward.pipeline.questions import asked_questions
 from trueward.pipeline.rollout_labels import record_of, start_of
@@ -224,7 +225,7 @@ def _figures(measured: _Measured, sizes: Sequence[int]) -> list[dict[str, Any]]:
                     "choice": name,
                     "n": n,
                     "kl_bound": kl_bound(n),
-                    "value": bootstrap_mean(worth_P)._asdict(),
+                    "value": mean_score(np.array(worth_P))._asdict(),
                     "gain": None if name.endswith("reward") else paired_difference(worth_P, any_P)._asdict(),
                     "gain_over_vote": None
                     if vote_P is None
