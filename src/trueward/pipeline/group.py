@@ -112,7 +112,9 @@ def _held_out(workspace: Workspace, policy: LoadedModel, held: AskedQuestions, v
     )
 
 
-def _reward(workspace: Workspace, policy: LoadedModel, asked: AskedQuestions, verify: Verifier) -> GroupReward:
+def _reward(
+    workspace: Workspace, policy: LoadedModel, asked: AskedQuestions, verify: Verifier
+) -> GroupReward:
     """The verifiers, and what the recipe adds to them."""
     section, budget = workspace.recipe.grpo, workspace.recipe.grpo.train.max_tokens_per_forward
     verified = verified_reward(verify, asked.questions, text=lambda rollout: text_of(policy, rollout))
