@@ -113,7 +113,7 @@ def labelled_solutions(
     Raises:
         DataError: there is none, or all labels are alike.
     """
-    end, found = step_end(workspace), dict[object, StepLabels]()
+    end, from_files, found = step_end(workspace), source_of(workspace) == "files", dict[object, StepLabels]()
     without = repeats = 0
     for record in records:
         solution = _READ[target](record, end)
@@ -121,11 +121,7 @@ def labelled_solutions(
             without += 1
             continue
         # Drawn solutions repeat as often as the policy gives them; a row of a file that repeats says nothing.
-        key = (
-            (solution.prompt, solution.steps, solution.labels)
-            if source_of(workspace) == "files"
-            else record.id
-        )
+        key = (solution.prompt, solution.steps, solution.labels) if from_files else record.id
         repeats += key in found
         found.setdefault(key, solution)
     kept = list(found.values())
