@@ -6,16 +6,15 @@
 FOLDER holds public collections, each in a folder of its own: llama-factory-demos (kto_en_demo, dpo_en_demo),
 llms-from-scratch (instruction-data-with-preference), pandalm, prometheus-eval (hhh_alignment_eval,
 autoj_pairwise), xstest, gsm8k, math. MODEL is any causal language model; the page was made with one of
-`trueward pretrain novels`. Each task is one line of OUT/lines.json, measured once: what is there is kept, and
-an interrupted stage goes on. `--write` makes docs/real-results.md of the lines and measures nothing.
+`trueward pretrain novels`. Each task is one line of benchmarks/real_data.json (`--results`), measured once:
+what is there is kept, and an interrupted stage goes on. `--write` makes docs/real-results.md of the lines and
+measures nothing.
 
 Few steps on few records: on so small a model the figures say that the path is whole, and little else.
 """
 
 import argparse
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from trueward.pipeline.reward_report import measure_reward
 
 __all__ = ["TASKS", "main"]
 
+_COMMAND = "python -m benchmarks.real_data --data FOLDER --model MODEL"
 _SMALL = (
     "data.test_share=0.3",
     "sft.train={steps: 15, batch_size: 8, lr: 1.0e-3}",
@@ -255,24 +255,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/real-data"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("real_data.json"))
     parser.add_argument("--only", nargs="*", default=[""], help="tasks whose name holds one of these words")
     parser.add_argument("--write", action="store_true", help="write the page from the lines, and no more")
     given = parser.parse_args(arguments)
-    file = given.out / "lines.json"
+    file = given.results
     if given.write:
         write_page(read_lines(file))
         return 0
     if given.data is None or given.model is None:
         parser.error("--data and --model are needed to measure")
     place = Place(given.data.resolve(), given.model.resolve(), given.out)
-    command = shlex.join(["python", "-m", "benchmarks.real_data", *(arguments or sys.argv[1:])])
     done = {line.name for line in read_lines(file)}
     for name, task in TASKS.items():
         if name in done or not any(word in name for word in given.only):
             continue
         started_s = time.process_time()
         values = task(place)
-        record(file, name, {**values, "cpu_s": time.process_time() - started_s}, command=command)
+        record(file, name, {**values, "cpu_s": time.process_time() - started_s}, command=_COMMAND)
         print(f"{name}: {values}", flush=True)
     return 0
 

@@ -14,9 +14,10 @@ __all__ = ["PAGE", "page", "write_page"]
 PAGE = Path(__file__).parent.parent / "docs" / "real-results.md"
 _HEAD = """# Real data, measured
 
-Public collections through the recipes as they ship, on a model of {parameters} parameters, in few steps.
-**On so small a model these figures say that the path from file to figure is whole, not that a method is
-good.** Everything below is written by the program:
+Public collections through the recipes `hh` and `rlvr`, in the few steps that `benchmarks/real_data.py` names,
+on a model of {parameters} parameters that `trueward pretrain novels` made of a million characters. **With so
+little of both the figures say that the path from file to figure is whole, not that a method is good or bad.**
+Everything below is written by the program, from `benchmarks/real_data.json`:
 
 ```
 python -m benchmarks.real_data --data FOLDER --model MODEL
@@ -28,8 +29,8 @@ both sides of a split. How a file is read is on [data formats](data-formats.md).
 """
 
 
-def _shown(value: Mapping[str, Any]) -> str:
-    return Estimate(**value).shown()
+def _shown(value: Mapping[str, Any], digits: int = 2) -> str:
+    return Estimate(**value).shown(digits)
 
 
 def _read(values: Mapping[str, Any]) -> str:
@@ -135,8 +136,8 @@ def _maths(lines: Sequence[Line]) -> str:
                     way,
                     f"{held['gain']['n']:,}",
                     f"{held['errors']:,}",
-                    *(_shown(held[name]) for name in ("before", "after", "gain")),
-                    *map(_shown, values["baselines"].values()),
+                    *(_shown(held[name], 3) for name in ("before", "after", "gain")),
+                    *(_shown(baseline, 3) for baseline in values["baselines"].values()),
                 ]
             )
     names = list(lines[0].values["baselines"])
@@ -157,9 +158,9 @@ def _verifiers(lines: Sequence[Line]) -> str:
             cells = [name, f"{found['cases']:,}", f"{found['right']:,}"]
             for verifier in ("maths", "math_verify"):
                 seen = found[verifier]
-                agrees = Estimate(**seen["agrees"]).shown(3)
+                agrees = _shown(seen["agrees"], 3)
                 cells.append(f"{agrees}; {seen['false_right']} / {seen['false_wrong']}; {seen['errors']}")
-            rows.append([*cells, Estimate(**found["both_agree"]).shown(3)])
+            rows.append([*cells, _shown(found["both_agree"], 3)])
     head = ("cases", "n", "right", "`maths`", "`math_verify`", "both agree")
     return (
         "## Verifiers\n\nAgreement with what the publisher says; wrongly called right / wrongly called "
