@@ -43,6 +43,7 @@ PAIRS: dict[str, Any] = {
     "accuracy": 0.7,
     "eval/accuracy": 0.65,
     "rewards/margins": 0.5,
+    "rewards/accuracies": 0.7,
     "logps/chosen_per_token_change": 0.01,
     "grad_norm": 1.0,
     "lr": 1e-5,
@@ -148,6 +149,16 @@ SICK: list[tuple[str, list[Row], str]] = [
         series(PAIRS, {"logps/chosen_per_token_change": -0.4, "rewards/margins": 2.0}),
         "margin rose to 2.00, but the chosen completions became less likely by 0.40 nats per token",
     ),
+    (
+        "chosen falls",
+        series(PAIRS, {"logps/chosen_per_token_change": -0.8, "rewards/margins": -0.08}),
+        "margin is -0.08, and the chosen completions became less likely by 0.80 nats per token",
+    ),
+    (
+        "preference turned round",
+        series(PAIRS, {"rewards/margins": -0.025, "rewards/accuracies": 0.31}),
+        "31% of the training pairs are ordered as labelled, and the margin is -0.025",
+    ),
 ]
 # What looks alike and is not: noise, a usual course of training, an alarm of another kind.
 HEALTHY: list[tuple[str, list[Row]]] = [
@@ -172,9 +183,10 @@ HEALTHY: list[tuple[str, list[Row]]] = [
     ("loss of batches", columns(PAIRS, loss=[0.55, 0.7, 0.62] * 8)),
     ("held-out loss flattens", columns(PAIRS, **{"loss": falling(0.6, 0.3), "eval/loss": falling(0.7, 0.6)})),
     (
-        "chosen falls with the margin",
-        series(PAIRS, {"logps/chosen_per_token_change": -0.4, "rewards/margins": -1.0}),
+        "a margin below 0 by noise",
+        columns(PAIRS, **{"rewards/margins": [-0.5, 0.45] * 12, "rewards/accuracies": [0.45] * 24}),
     ),
+    ("a margin below 0 that few pairs make", series(PAIRS, {"rewards/margins": -0.5})),
     (
         "chosen falls within the limit",
         series(PAIRS, {"logps/chosen_per_token_change": -0.08, "rewards/margins": 2.0}),

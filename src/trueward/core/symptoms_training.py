@@ -155,16 +155,31 @@ def _at_chance(seen: History, *, name: str, pairs: str) -> Finding | None:
 def _displaced(seen: History) -> Finding | None:
     change, margin = seen.last("logps/chosen_per_token_change"), seen.last("rewards/margins")
     limit = seen.bounds.displacement_limit
-    if change >= -limit or margin <= 0:
+    if change >= -limit:
         return None
+    beside = f"rose to {margin:.2f}, but" if margin > 0 else f"is {margin:.2f}, and"
     return Finding(
         "chosen falls",
         seen.step("logps/chosen_per_token_change"),
-        f"the margin rose to {margin:.2f}, but the chosen completions became less likely by "
-        f"{-change:.2f} nats per token (limit {limit:g})",
+        f"the margin {beside} the chosen completions became less likely by {-change:.2f} nats per token "
+        f"(limit {limit:g})",
         "the policy moves its probability elsewhere (Razin et al. 2024)",
         "try a larger beta, a lower lr, fewer steps, or a method that holds chosen up (rpo, ipo, apo_zero), "
         "and read samples",
+    )
+
+
+def _reversed(seen: History) -> Finding | None:
+    # Against a reference margins begin at 0; without one, long answers have low log-probs from the start.
+    margin, share = seen.last("rewards/margins"), seen.last("rewards/accuracies")
+    if share >= 0.5 or margin >= -2 * seen.noise("rewards/margins"):
+        return None
+    return Finding(
+        "preference turned round",
+        seen.step("rewards/margins"),
+        f"{share:.0%} of the training pairs are ordered as labelled, and the margin is {margin:.2g}",
+        "the policy prefers the rejected answers more than the reference does",
+        "check that chosen and rejected are not swapped; with discopop raise tau; else try another method",
     )
 
 
@@ -185,4 +200,10 @@ TRAINING_RULES: tuple[Rule, ...] = (
         partial(_at_chance, name="eval/accuracy", pairs="held-out"),
     ),
     Rule("chosen falls", ("logps/chosen_per_token_change", "rewards/margins"), _displaced),
+    Rule(
+        "preference turned round",
+        ("rewards/accuracies", "rewards/margins", "logps/chosen_per_token_change"),
+        _reversed,
+        rows=8,
+    ),
 )
