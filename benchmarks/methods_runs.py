@@ -144,12 +144,15 @@ def _reward(scorer: LoadedModel) -> RewardFunction:
     return reward_function(scorer.model, max_tokens_per_forward=_MAX_TOKENS)
 
 
-def _online_dpo(shared: Shared, policy: LoadedModel, scorer: LoadedModel, budget: Budget) -> Trained:
-    """Rounds: sample, score, best against worst, DPO against the policy of the round's start."""
-    lengths, preference = shared.lengths, PreferenceSettings(method="dpo")
+def _online(
+    name: str, method: str, shared: Shared, policy: LoadedModel, scorer: LoadedModel, budget: Budget
+) -> Trained:
+    """Rounds: sample, score, best against worst, a method on pairs; its reference is the round's start."""
+    lengths, preference = shared.lengths, PreferenceSettings(method=method)
     drawn = lengths.prompt + _ONLINE_COMPLETIONS * lengths.completion
     trained = lengths.prompt + 2 * lengths.completion
-    prompts = _steps(budget, _ONLINE_ROUNDS * (2 * drawn + (TRAINED + 1) * trained))
+    each = TRAINED + preference.record().reference
+    prompts = _steps(budget, _ONLINE_ROUNDS * (2 * drawn + each * trained))
     engine, score = LocalEngine(policy.model, stop_ids(policy.tokenizer)), _reward(scorer)
     for number in range(_ONLINE_ROUNDS):
         asked = shared.prompts[number * prompts :][:prompts]
@@ -158,13 +161,13 @@ def _online_dpo(shared: Shared, policy: LoadedModel, scorer: LoadedModel, budget
             num_completions=_ONLINE_COMPLETIONS,
             max_new_tokens=_NEW_TOKENS,
             temperature=1.0,
-            seed=derive_seed(shared.seed("online_dpo"), number),
+            seed=derive_seed(shared.seed(name), number),
         )
         made = best_against_worst(rollout_groups(asked, rollouts), score(asked, rollouts))
         result = train_preference(
             policy.model,
             made.groups,
-            settings=_over_items(shared, "online_dpo", budget, max(1, len(made.groups) // _BATCH)),
+            settings=_over_items(shared, name, budget, max(1, len(made.groups) // _BATCH)),
             preference=preference,
             folder=budget.folder / str(number),
         )
@@ -258,13 +261,20 @@ METHODS: Mapping[str, Method] = {
             note="" if method.reference else "no reference pass, so more pairs",
         )
         for name, method in PREFERENCE_METHODS.items()
+        # On fixed pairs it is sft_chosen; on its own answers it is raft.
+        if name != "sft"
     },
     **{
         name: Method(family="labels", train=partial(_unpaired, name), note="the pairs' answers, one by one")
         for name in UNPAIRED_METHODS
     },
     "online_dpo": Method(
-        family="pairs", train=_online_dpo, note="own answers, best against worst by the reward model"
+        family="pairs",
+        train=partial(_online, "online_dpo", "dpo"),
+        note="own answers, best against worst by the reward model",
+    ),
+    "raft": Method(
+        family="pairs", train=partial(_online, "raft", "sft"), note="own answers, likelihood of the best"
     ),
     "ppo": Method(family="ppo", train=partial(_ppo, "ppo", {}), note="stops at its KL budget"),
     "ppo_ptx": Method(
