@@ -18,6 +18,7 @@ from benchmarks.peak import matmul_flops_per_s
 from benchmarks.vs_trl_watch import Watch
 from trueward.core.files import read_json, read_jsonl, write_json
 from trueward.models import prepare_cpu
+from trueward.models.backend import own_memory
 from trueward.rollouts.local import LocalEngine
 
 __all__ = ["DecodeJob", "decode", "prompts_of"]
@@ -92,6 +93,9 @@ def main() -> None:
     dtype = getattr(torch, job.precision)
     watch = Watch()
     model = AutoModelForCausalLM.from_pretrained(Path(job.work) / "causal", dtype=dtype).eval()
+    if job.side == "trueward":
+        # What load_causal does after transformers has read the file.
+        own_memory(model)
     float(sum(parameter.detach().float().sum() for parameter in model.parameters()))
     watch.loaded()
     started_s = time.perf_counter()

@@ -41,6 +41,7 @@ __all__ = [
     "TokenScores",
     "check_positions",
     "count_fallback",
+    "differs",
     "evaluating",
     "exact_kl_N",
     "fallbacks",
@@ -93,7 +94,8 @@ def _probe_row(num_words: int, device: torch.device) -> Packed:
     return pack([first, TokenGroup(tuple(ids[12:15]), (Completion(tuple(ids[15:19]), flags),))], device)
 
 
-def _differs(got: Tensor, expected: Tensor) -> bool:
+def differs(got: Tensor, expected: Tensor) -> bool:
+    """Whether two ways of computing the same differ by more than rounding."""
     # Float32 of trained models agrees to 1e-5 of the scale; sixteen bits to a few steps of 2 ** -8.
     full = expected.dtype in (torch.float32, torch.float64)
     tolerance = 1e-3 if full and not torch.is_autocast_enabled(expected.device.type) else 0.1
@@ -119,7 +121,7 @@ def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Ten
         if kernel != "flex":
             raise
         return f"flex-attention does not run here ({type(error).__name__}: {str(error).strip()[:200]})"
-    return "its packed forward differs from its padded one" if _differs(got_LD, expected_LD) else None
+    return "its packed forward differs from its padded one" if differs(got_LD, expected_LD) else None
 
 
 def _trial_of_rows(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Tensor) -> bool:
@@ -134,7 +136,7 @@ def _trial_of_rows(model: PreTrainedModel, row: Packed, kernel: Kernel, expected
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         # A part with other arguments or results than a tensor of the row: it is computed whole, as before.
         return False
-    return not _differs(got_nD, expected_LD[rows_n])
+    return not differs(got_nD, expected_LD[rows_n])
 
 
 def _find_route(model: PreTrainedModel) -> _Route:
@@ -147,7 +149,7 @@ def _find_route(model: PreTrainedModel) -> _Route:
         head = not hasattr(model, "score")
         if head:
             got_NV = head_of(model).logits(expected_LD[row.predict_N])
-            head = not _differs(got_NV, plain_logits(model, row))
+            head = not differs(got_NV, plain_logits(model, row))
         reason = takes_packed_rows(model)
         if reason is None:
             install(model)

@@ -8,18 +8,28 @@ Axes: R live rows, P prompts, D width, V vocabulary.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trueward.models.attention import AttentionStep
+from trueward.models.inner import backbone_of
 from trueward.models.packing import Packed, pack_prompts
-from trueward.models.scoring import head_of, row_attention, run_backbone, run_rows
+from trueward.models.scoring import (
+    count_fallback,
+    differs,
+    head_of,
+    row_attention,
+    run_backbone,
+    run_rows,
+)
 from trueward.rollouts.cache import Block, OwnRows, SharedRows, cut_lengths
+from trueward.rollouts.lean import lean_layers, lean_step
 
 __all__ = ["Decoder", "PlainDecoder", "SharedDecoder"]
 
@@ -67,13 +77,21 @@ class PlainDecoder:
         self._rows = [self._rows[index] for index in rows.tolist()]
 
 
+class _Layer(NamedTuple):
+    """What the attention of a layer asked for when the prompts ran."""
+
+    place: int
+    scaling: float
+    window: int | None
+
+
 class _Prefill:
     """Attention of the prompts, which also keeps their keys and values in the blocks."""
 
     def __init__(self, attention: AttentionStep, blocks: Sequence[Block]) -> None:
         self._attention = attention
         self._blocks = blocks
-        self.layers: dict[int, int] = {}
+        self.layers: dict[int, _Layer] = {}
 
     def attend(
         self,
@@ -86,7 +104,8 @@ class _Prefill:
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        self.layers[id(module)] = len(self.layers)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self.layers[id(module)] = _Layer(len(self.layers), scale, window)
         for block in self._blocks:
             block.store(key[0].transpose(0, 1), value[0].transpose(0, 1))
         return self._attention.attend(
@@ -98,13 +117,19 @@ class SharedDecoder:
     """Prompts once, rows beside them. It is also the attention of its own steps."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], prompt_R: Sequence[int]
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        prompt_R: Sequence[int],
+        *,
+        lean: bool | None = None,
     ) -> None:
         """Prepare rows.
 
         Args:
             prompts: token ids of distinct prompts.
             prompt_R: prompt of each row, ascending; every prompt has a row.
+            lean: make steps through `lean`; None where it gives the model's own hidden states.
         """
         self._model = model
         self._head = head_of(model)
@@ -113,19 +138,28 @@ class SharedDecoder:
         # Position of each row's next token.
         self._position_R = self._packed.prompt_lengths[self._prompt_R]
         self._blocks = _blocks(model, self._packed, [len(prompt) for prompt in prompts], prompt_R)
-        self._layers: dict[int, int] = {}
+        self._by_module: dict[int, _Layer] = {}
+        self._layers: list[_Layer] = []
+        if lean is None and not (lean := _runs_lean(model)):
+            count_fallback(model, "its steps of decoding are not those of a Llama", "module-by-module")
+        self._lean = lean_layers(backbone_of(model)) if lean else None
 
     def start(self) -> Tensor:
         packed = self._packed
         prefill = _Prefill(row_attention(self._model, packed), self._blocks)
         hidden_PD = run_rows(self._model, packed, prefill, packed.last_S)
-        self._layers = prefill.layers
+        self._by_module = prefill.layers
+        self._layers = list(prefill.layers.values())
         return self._head.logits(hidden_PD)[self._prompt_R]
 
     def step(self, ids_R: Tensor) -> Tensor:
         for block in self._blocks:
             block.advance()
-        hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
+        if self._lean is None:
+            hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
+        else:
+            backbone = backbone_of(self._model)
+            hidden_RD = lean_step(backbone, self._lean, ids_R, self._position_R, self._attend)
         self._position_R = self._position_R + 1
         return self._head.logits(hidden_RD)
 
@@ -153,17 +187,18 @@ class SharedDecoder:
         window: int | None,
     ) -> Tensor:
         """One query a row."""
+        rows = [states[0].transpose(0, 1) for states in (query, key, value)]
+        return self._attend(self._by_module[id(module)].place, *rows).unsqueeze(0)
+
+    def _attend(self, index: int, query_RHd: Tensor, key_RKd: Tensor, value_RKd: Tensor) -> Tensor:
+        _, scaling, window = self._layers[index]
         sizes = [block.num_rows for block in self._blocks]
-        q_parts, k_parts, v_parts = (
-            torch.split(states[0].transpose(0, 1), sizes) for states in (query, key, value)
-        )
-        layer = self._layers[id(module)]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        parts = (torch.split(states, sizes) for states in (query_RHd, key_RKd, value_RKd))
         attended = [
-            block.attend(layer, q, k, v, scaling=scale, window=window)
-            for block, q, k, v in zip(self._blocks, q_parts, k_parts, v_parts, strict=True)
+            block.attend(index, q, k, v, scaling=scaling, window=window)
+            for block, q, k, v in zip(self._blocks, *parts, strict=True)
         ]
-        return (attended[0] if len(attended) == 1 else torch.cat(attended)).unsqueeze(0)
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
 def _blocks(
@@ -190,3 +225,36 @@ def _blocks(
                 blocks.append(SharedRows(starts, counts, torch.tensor(own, device=starts.device)))
             first += size
     return blocks
+
+
+# Models whose steps were tried: whether `lean` gives what the model itself gives.
+_LEAN: MutableMapping[nn.Module, bool] = WeakKeyDictionary()
+_PROBE_LENGTHS = (3, 10)
+_PROBE_STEPS = 12
+
+
+def _runs_lean(model: PreTrainedModel) -> bool:
+    """Whether the lean step and the model's own agree; tried once a model, on two small prompts.
+
+    The prompts, and the steps together, are longer than the windows of small models; both kinds of block are
+    tried.
+    """
+    if lean_layers(backbone_of(model)) is None:
+        return False
+    if model not in _LEAN:
+        _LEAN[model] = all(_agree(model, prompt_R) for prompt_R in ((0, 1), (0, 0, 1, 1)))
+    return _LEAN[model]
+
+
+def _agree(model: PreTrainedModel, prompt_R: Sequence[int]) -> bool:
+    num_words = model.config.get_text_config().vocab_size
+    prompts = [[(7919 * i + 13) % num_words for i in range(length)] for length in _PROBE_LENGTHS]
+    own, lean = (SharedDecoder(model, prompts, prompt_R, lean=lean) for lean in (False, True))
+    own.start()
+    lean.start()
+    for step in range(_PROBE_STEPS):
+        ids_R = (torch.arange(len(prompt_R), device=model.device) + step) % num_words
+        expected_RV, got_RV = own.step(ids_R), lean.step(ids_R)
+        if differs(got_RV, expected_RV):
+            return False
+    return True
