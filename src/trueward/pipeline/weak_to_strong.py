@@ -139,7 +139,11 @@ def _say(workspace: Workspace, figures: Mapping[str, Any]) -> None:
     held = figures["held_out"]
     first = next(iter(figures["chain"]))
     each = ", ".join(f"{name} {_shown(estimate)}" for name, estimate in held.items())
-    workspace.say(f"weak-to-strong, {figures['measured_by']}: {each}, over {held['student']['n']} items")
+    left = figures["held_out_left_out"]
+    long = f"; {left:,} others are too long for one of the models and left out" if left else ""
+    workspace.say(
+        f"weak-to-strong, {figures['measured_by']}: {each}, over {held['student']['n']} items{long}"
+    )
     if "no_gap" in figures:
         workspace.say(f"weak-to-strong: no performance gap recovered can be given: {figures['no_gap']}")
     elif "pgr" in figures:
