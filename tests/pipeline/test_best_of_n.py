@@ -59,6 +59,22 @@ def test_questions_end_to_end(tmp_path: Path, lenient: str, capsys: pytest.Captu
     assert "finished best_of_n" in refusal(capsys, "run", *given, "stages=[best_of_n]")
 
 
+def test_judges_and_best_of_n_are_reported(tmp_path: Path, lenient: str) -> None:
+    given = [*arguments(tmp_path, lenient), *SMALL, "sft.train={steps: 2, batch_size: 4}"]
+    assert (
+        call("run", *given, "eval.max_new_tokens=6", "stages=[data, sft, prm, best_of_n, eval, report]") == 0
+    )
+    summary = read_json(tmp_path / "run" / "summary.json")
+    (judge,) = summary["solution_judges"]
+    assert judge["stage"] == "prm" and {row["name"] for row in judge["judges"]} == {
+        "model",
+        "shorter is right",
+    }
+    assert judge["verdict"] in summary["notes"]
+    assert summary["best_of_n"]["rows"] == figures(tmp_path / "run")["rows"]
+    assert "Best of n" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_completion_without_a_verdict_leaves_its_question_out(
     tmp_path: Path, lenient: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
