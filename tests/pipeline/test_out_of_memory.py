@@ -47,7 +47,9 @@ def test_a_failed_allocation_in_a_step_ends_in_one_sentence_and_can_be_resumed(
         patched.setattr(torch.optim.AdamW, "step", failing)
         said = refusal(capsys, "run", *arguments)
     assert said.startswith("memory ran out in stage sft, for which the plan expects ")
-    assert "brings it from" in said and "model.lora.r=16" in said and "checkpoint is intact" in said
+    # A model this small is outweighed by its activations.
+    assert "brings it from" in said and "sft.train.max_tokens_per_forward=256" in said
+    assert "checkpoint is intact" in said
     checkpoints = tmp_path / "run" / "sft" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]
     said = refusal(capsys, "run", *arguments, "sft.train.lr=0.5", "--resume")

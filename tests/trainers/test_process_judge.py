@@ -126,7 +126,7 @@ def test_a_saved_model_of_steps_gives_its_scores_again(process: ProcessSettings,
     # The head's sums may be taken in another order once the weights lie elsewhere in memory.
     assert scores[1][0] == pytest.approx(scores[0][0], rel=1e-6)
     with torch.no_grad():
-        found.loaded.model.get_parameter("score.weight").add_(0.5)
+        found.loaded.model.get_parameter("score.weight")[0].add_(0.5)
     found.loaded.model.save_pretrained(folder)
     with pytest.raises(ModelError, match="does not give its stored score"):
         load_steps(folder)
