@@ -285,7 +285,7 @@ TRIALS: Mapping[str, Trial] = {
     "bfloat16 and int8 weights for decoding": Trial(
         _decoding_weights,
         "bfloat16 by loading the model so; int8 not kept: no faster, and its error shows in the log-probs; "
-        "weights laid out beforehand kept (models.relaid), in the memory that they had",
+        "weights laid out beforehand kept (models.relaid): faster, but memory of the process grows",
     ),
 }
 """Name -> trial."""

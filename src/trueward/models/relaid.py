@@ -2,10 +2,11 @@
 trains.
 
 A product of a few rows waits for the weights, and a library that gets them row by row copies them into its
-own order first, at every call. `laid_out` does it once for all products within. A weight stands in memory
-once: while it lies in the other order its own storage is empty, and is filled again at the end, bit by bit
-as it was. Two kinds are kept twice: a weight that another module reads too (a head tied to the embeddings),
-and none at all where its storage cannot be emptied: that is mapped from a file (see `backend.own_memory`).
+own order first, at every call. `laid_out` does it once for all products within. While a weight lies in the
+other order its own storage is empty, and is filled again at the end, bit by bit as it was. Freed room seldom
+fits what the other order asks for, so the process may still grow by all weights. A weight that another
+module reads too (a head tied to the embeddings) is kept twice; one whose storage cannot be emptied, because
+it is mapped from a file (see `backend.own_memory`), stays as it is.
 """
 
 import math
