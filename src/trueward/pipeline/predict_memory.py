@@ -328,9 +328,10 @@ class _Stage:
         rows = max(1.0, min(work.rows, logits_bound / shape.vocab_size, cache_bound / whole))
         # While the slots of a layer grow, its old ones are still there.
         cache = per_token * rows * (prompt / work.completions + capacity) * (1 + 1 / shape.num_layers)
-        # A head that is the embeddings too is laid out beside them.
-        laid = shape.tied and not gpu and work.new_tokens >= _LAY_STEPS
-        head = self.roles.how.weight_bytes * shape.table_parameters if laid else 0.0
+        # Laid out for few rows, weights could take the room that they leave; it is seldom of use, so the process
+        # grows by all of them (see models.relaid).
+        laid = not gpu and work.new_tokens >= _LAY_STEPS
+        weights = self.roles.how.weight_bytes * (shape.matrix_parameters + shape.table_parameters)
         logits = rows * shape.vocab_size * _DRAW_BYTES
         prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0, 0)
         extra = _FLOAT * self.roles.trained / self.shards if self.roles.kept_policies > 1 else 0.0
@@ -338,7 +339,7 @@ class _Stage:
             *self.held,
             ("moments of AdamW", self.moments),
             ("keys and values", cache),
-            ("head laid out for few rows", head),
+            ("weights laid out for few rows", weights if laid else 0.0),
             ("logits being drawn from", logits),
             ("prompts at work", working_forward(shape, self.roles.how, prefill)),
             ("policy being copied", extra),
