@@ -57,7 +57,8 @@ def _verdict(target: Target | None, values: Mapping[str, Any]) -> str:
 
 def _trl(lines: Sequence[Line]) -> str:
     cells = (
-        "model,method,precision,threads,allocator,pairs,tokens/s,TRL,speed,by CPU time,memory GiB,TRL,ratio"
+        "model,method,precision,threads,allocator,pairs x steps,largest forward,tokens/s,TRL,speed,by CPU time,"
+        "memory GiB,TRL,ratio"
     )
     head = [*cells.split(","), "whole process", "loss diff", "MFU", "target"]
     rows = []
@@ -71,7 +72,8 @@ def _trl(lines: Sequence[Line]) -> str:
                 precision,
                 threads.split()[0],
                 ", ".join(rest),
-                str(v["pairs"]),
+                f"{v['pairs']} x {v['steps']}",
+                f"{v['forward_tokens']:,}" if v["forward_tokens"] else "the batch",
                 f"{v['tokens_per_s']:.0f}",
                 f"{v['peer_tokens_per_s']:.0f}",
                 f"{v['speed']:.2f}x",

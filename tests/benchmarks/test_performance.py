@@ -23,6 +23,8 @@ from trueward.models.tiny import tiny_model
 ROOT = Path(__file__).parents[2]
 COMPARED = {
     "pairs": 5,
+    "steps": 2,
+    "forward_tokens": 512,
     "tokens_per_s": 600.0,
     "peer_tokens_per_s": 100.0,
     "speed": 6.0,
