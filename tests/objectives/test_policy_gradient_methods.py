@@ -12,7 +12,7 @@ from trueward.objectives import (
     REDUCTIONS,
     PolicyGradientMethod,
     StepTotals,
-    policy_gradient,
+    policy_surrogate,
     ppo_policy,
     reinforce,
 )
@@ -43,7 +43,7 @@ def ranges(method: PolicyGradientMethod) -> dict[str, float]:
 def total(name: str, logps: Tensor, old: Tensor, advantages: Tensor, rows: list[int]) -> Tensor:
     """Share of some rows in the loss of the step."""
     method = POLICY_GRADIENT_METHODS[name]
-    result = policy_gradient(
+    result = policy_surrogate(
         logps[rows], old[rows], advantages[rows], method=method, mask_BT=MASK[rows], **ranges(method)
     )
     return REDUCTIONS[method.reduction](result.loss_BT, MASK[rows], TOTALS)
@@ -82,7 +82,7 @@ def test_the_batch_reaches_every_branch() -> None:
     logps, old, advantages = batch()
     for name in ("grpo", "gspo", "cispo"):
         method = POLICY_GRADIENT_METHODS[name]
-        clipped = policy_gradient(
+        clipped = policy_surrogate(
             logps, old, advantages, method=method, mask_BT=MASK, clip_low=LOW, clip_high=HIGH
         ).clipped_BT
         assert clipped.any() and not clipped[MASK].all(), name
@@ -105,7 +105,7 @@ def test_sequence_ratio_hand_value() -> None:
     logps = torch.tensor([[1 / 2, 2 / 9, 7.0]] * 2, dtype=torch.float64).log()
     advantages = torch.tensor([[2.0], [-2.0]], dtype=torch.float64).expand(2, 3)
     mask = torch.tensor([[True, True, False]] * 2)
-    result = policy_gradient(
+    result = policy_surrogate(
         logps, torch.zeros_like(logps), advantages, method=gspo, mask_BT=mask, clip_low=0.2, clip_high=0.2
     )
     torch.testing.assert_close(result.ratio_BT.tolist(), [[1 / 3, 1 / 3, 1.0]] * 2)
@@ -118,7 +118,7 @@ def test_clipped_weight_hand_value() -> None:
     # d loss / d logp = -weight A, also where clipped: CISPO keeps the gradient of every token.
     logps = torch.tensor([[3.0, 0.5]], dtype=torch.float64).log().requires_grad_()
     ones = torch.ones(1, 2, dtype=torch.float64)
-    result = policy_gradient(
+    result = policy_surrogate(
         logps, 0 * ones, ones, method=POLICY_GRADIENT_METHODS["cispo"], clip_low=1.0, clip_high=0.2
     )
     torch.testing.assert_close(result.loss_BT.tolist(), [[-1.2 * math.log(3), 0.5 * math.log(2)]])
@@ -149,7 +149,7 @@ def test_gradcheck(name: str) -> None:
     method = POLICY_GRADIENT_METHODS[name]
     logps, old, advantages = batch()
     assert torch.autograd.gradcheck(
-        lambda x: policy_gradient(x, old, advantages, method=method, mask_BT=MASK, **ranges(method)).loss_BT,
+        lambda x: policy_surrogate(x, old, advantages, method=method, mask_BT=MASK, **ranges(method)).loss_BT,
         (logps.requires_grad_(),),
     )
 
@@ -161,8 +161,8 @@ def test_garbage_leaks_neither_into_value_nor_gradient(name: str, garbage: float
     clean = batch()
     live, *others = (torch.where(MASK, table, garbage) for table in clean)
     live.requires_grad_()
-    dirty = policy_gradient(live, *others, method=method, mask_BT=MASK, **ranges(method))
-    expected = policy_gradient(*clean, method=method, mask_BT=MASK, **ranges(method))
+    dirty = policy_surrogate(live, *others, method=method, mask_BT=MASK, **ranges(method))
+    expected = policy_surrogate(*clean, method=method, mask_BT=MASK, **ranges(method))
     for seen, wanted in zip(dirty, expected, strict=True):
         assert torch.equal(seen, wanted)
     (gradient,) = torch.autograd.grad(dirty.loss_BT.sum(), live)
@@ -173,8 +173,8 @@ def test_garbage_leaks_neither_into_value_nor_gradient(name: str, garbage: float
 def test_no_mask_counts_every_token(name: str) -> None:
     method = POLICY_GRADIENT_METHODS[name]
     everything = torch.ones(4, 6, dtype=torch.bool)
-    with_mask = policy_gradient(*batch(), method=method, mask_BT=everything, **ranges(method))
-    without = policy_gradient(*batch(), method=method, **ranges(method))
+    with_mask = policy_surrogate(*batch(), method=method, mask_BT=everything, **ranges(method))
+    without = policy_surrogate(*batch(), method=method, **ranges(method))
     assert torch.equal(with_mask.loss_BT, without.loss_BT)
 
 
@@ -184,7 +184,7 @@ def test_an_empty_completion_adds_nothing(name: str) -> None:
     logps, old, advantages = batch()
     live = logps.clone().requires_grad_()
     mask = MASK & (torch.arange(4) != 1).unsqueeze(1)
-    result = policy_gradient(live, old, advantages, method=method, mask_BT=mask, **ranges(method))
+    result = policy_surrogate(live, old, advantages, method=method, mask_BT=mask, **ranges(method))
     loss = REDUCTIONS[method.reduction](result.loss_BT, mask, TOTALS)
     (gradient,) = torch.autograd.grad(loss, live)
     assert torch.isfinite(loss) and torch.isfinite(gradient).all() and (gradient[1] == 0).all()
@@ -195,7 +195,7 @@ def test_overflowing_ratio_sends_no_gradient_when_clipped(name: str) -> None:
     method = POLICY_GRADIENT_METHODS[name]
     logps = torch.zeros(2, 2, requires_grad=True)
     old = torch.tensor([[-1e4, -1e4], [1e4, 1e4]])
-    result = policy_gradient(
+    result = policy_surrogate(
         logps, old, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), method=method, clip_low=0.2, clip_high=0.2
     )
     torch.testing.assert_close(result.loss_BT, torch.tensor([[-1.2, -1.2], [0.8, 0.8]]))
@@ -204,7 +204,7 @@ def test_overflowing_ratio_sends_no_gradient_when_clipped(name: str) -> None:
 
 def test_extreme_ratio_has_a_bounded_weight() -> None:
     logps = torch.zeros(1, 2, requires_grad=True)
-    result = policy_gradient(
+    result = policy_surrogate(
         logps,
         torch.tensor([[-1e4, 1e4]]),
         torch.ones(1, 2),
@@ -232,7 +232,7 @@ def test_on_policy_all_token_methods_are_reinforce() -> None:
     logps, _, advantages = batch()
     for name, method in POLICY_GRADIENT_METHODS.items():
         live = logps.clone().requires_grad_()
-        result = policy_gradient(live, logps, advantages, method=method, mask_BT=MASK, **ranges(method))
+        result = policy_surrogate(live, logps, advantages, method=method, mask_BT=MASK, **ranges(method))
         # Through the mean over its sequence, each token gets the same sum from its whole sequence.
         (gradient,) = torch.autograd.grad(result.loss_BT.sum(), live)
         torch.testing.assert_close(gradient, torch.where(MASK, -advantages, 0.0), msg=name)
@@ -269,4 +269,4 @@ def test_wrong_clip_raises(
     name: str, arguments: dict[str, float], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        policy_gradient(*batch(), method=POLICY_GRADIENT_METHODS[name], **arguments)
+        policy_surrogate(*batch(), method=POLICY_GRADIENT_METHODS[name], **arguments)

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import operator
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ SIGNATURES = {
     "orpo": "chosen_mean_logps_B rejected_mean_logps_B chosen_nll_B * weight",
     "outcome": "logits_B labels_B",
     "plackett_luce": "rewards_BK ranks_BK",
-    "policy_gradient": "logps_BT old_logps_BT advantages_BT * method mask_BT clip_low clip_high dual_clip",
+    "policy_surrogate": "logps_BT old_logps_BT advantages_BT * method mask_BT clip_low clip_high dual_clip",
     "ppo_policy": "logps_BT old_logps_BT advantages_BT * mask_BT clip_low clip_high dual_clip",
     "ppo_value": "values_BT old_values_BT returns_BT mask_BT * clip",
     "product_of_steps": "correct_logps_BT ends_BT",
@@ -143,3 +144,9 @@ def test_oracles_do_not_read_the_package() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] == "trueward" for name in names), path.name
+
+
+def test_a_module_is_not_hidden_behind_a_function_of_its_name() -> None:
+    # `sft` is one function in a module of its own.
+    names = {module.name for module in pkgutil.iter_modules(objectives.__path__)} - {"sft"}
+    assert {name for name in names if not inspect.ismodule(getattr(objectives, name))} == set()

@@ -14,7 +14,7 @@ from trueward.objectives import (
     REDUCTIONS,
     group_relative,
     leave_one_out,
-    policy_gradient,
+    policy_surrogate,
 )
 
 pytestmark = pytest.mark.slow  # importing TRL takes seconds
@@ -85,7 +85,7 @@ def test_losses_agree(name: str, theirs: dict[str, Any], clips: dict[str, float]
     logps.requires_grad_()
     method = POLICY_GRADIENT_METHODS[name]
     ranges = {"clip_low": 0.2, "clip_high": 0.3, **clips}
-    result = policy_gradient(logps, old, advantages, method=method, mask_BT=MASK, **ranges)
+    result = policy_surrogate(logps, old, advantages, method=method, mask_BT=MASK, **ranges)
     ours = REDUCTIONS[method.reduction](result.loss_BT, MASK, TOTALS)
     expected = trl_loss(logps, old, advantages[:, 0], **theirs)
     # 1e-6 is asked for; both are float64, so only the order of sums differs.

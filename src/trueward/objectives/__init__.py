@@ -35,7 +35,7 @@ from trueward.objectives.policy_gradient import (
     PolicyGradientMethod,
     PolicyLoss,
     ReinforceLoss,
-    policy_gradient,
+    policy_surrogate,
     ppo_policy,
     reinforce,
 )
@@ -161,7 +161,7 @@ __all__ = [
     "orpo",
     "outcome",
     "plackett_luce",
-    "policy_gradient",
+    "policy_surrogate",
     "ppo_policy",
     "ppo_value",
     "product_of_steps",

@@ -151,7 +151,7 @@ def ppo_policy(
         Schulman et al. 2017 (PPO), eq. 7, negated. Separate ranges: Yu et al. 2025 (DAPO), eq. 8. Dual clip:
         Ye et al. 2020, "Mastering complex control in MOBA games" (1912.09729).
     """
-    return policy_gradient(
+    return policy_surrogate(
         logps_BT,
         old_logps_BT,
         advantages_BT,
@@ -163,7 +163,7 @@ def ppo_policy(
     )
 
 
-def policy_gradient(
+def policy_surrogate(
     logps_BT: Tensor,
     old_logps_BT: Tensor,
     advantages_BT: Tensor,

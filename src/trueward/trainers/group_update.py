@@ -21,7 +21,7 @@ from trueward.objectives import (
     ImportanceWeights,
     kl,
     masked_importance,
-    policy_gradient,
+    policy_surrogate,
     truncated_importance,
     zero_masked,
 )
@@ -129,7 +129,7 @@ class GroupObjective:
         logps_BT, mask_BT = unflatten(scores.logps_N, packed), completion_mask(packed)
         rows, longest = self._rows(items), mask_BT.shape[1]
         old_logps_BT = seen.old_logps_BT[rows, :longest]
-        policy = policy_gradient(
+        policy = policy_surrogate(
             logps_BT,
             old_logps_BT,
             self._advantages_BT[rows, :longest],
