@@ -57,8 +57,8 @@ def _verdict(target: Target | None, values: Mapping[str, Any]) -> str:
 
 def _trl(lines: Sequence[Line]) -> str:
     cells = (
-        "model,method,precision,threads,allocator,pairs x steps,largest forward,tokens/s,TRL,speed,by CPU time,"
-        "memory GiB,TRL,ratio"
+        "model,method,precision,threads,allocator,pairs x steps,largest forward,tokens/s,TRL,speed,"
+        "by CPU time,memory GiB,TRL,ratio"
     )
     head = [*cells.split(","), "whole process", "loss diff", "MFU", "target"]
     rows = []
