@@ -259,7 +259,7 @@ class _Stage:
                 ("one layer computed again", layer),
             ]
         else:
-            layers = shape.num_layers * layer - spared_last(shape, how, row)
+            layers = shape.num_layers * layer - (0.0 if how.gpu else spared_last(shape, how, row))
             kept = [("activations", layers + rest), ("weights cast to bfloat16", casts)]
         held = [*self.held, ("moments of AdamW", self.moments)]
         before = self.gradients if work.forwards > 1 else 0.0

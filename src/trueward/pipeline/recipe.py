@@ -1,7 +1,7 @@
 """The recipe: all that a run is asked to do, in one nested file. Defaults live here or with their owner."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -73,23 +73,7 @@ Stage = Literal[
     "gate",
     "report",
 ]
-STAGES: tuple[Stage, ...] = (
-    "data",
-    "sft",
-    "reward",
-    "dpo",
-    "kto",
-    "ppo",
-    "grpo",
-    "distill",
-    "weak_to_strong",
-    "prm",
-    "orm",
-    "best_of_n",
-    "eval",
-    "gate",
-    "report",
-)
+STAGES: tuple[Stage, ...] = get_args(Stage)
 Policy = Literal["base", "sft", "dpo", "kto", "ppo", "grpo", "distill"]
 # Labels of single answers or of steps, verifiable answers and a teacher are not at everybody's hand.
 _USUAL_STAGES: tuple[Stage, ...] = ("data", "sft", "reward", "dpo", "ppo", "eval", "gate", "report")

@@ -28,6 +28,7 @@ from trueward.objectives.distill import DistillLoss, forward_kl, generalized_jsd
 from trueward.rollouts.engine import Engine, Rollout
 from trueward.rollouts.local import LocalEngine
 from trueward.trainers.accumulate import LossSum
+from trueward.trainers.drawing import draw_completions
 from trueward.trainers.groups import cut, describe_group, sequence_sums, trained_counts
 from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.optim import device_of
@@ -143,8 +144,9 @@ class DistillObjective:
     def _drawn(self, by: Literal["student", "teacher"], items: Sequence[Answer]) -> list[Answer]:
         settings = self._settings
         with torch.autocast(device_of(self._teacher).type, enabled=False):
-            rollouts = self._engines[by].generate(
-                [item.group.prompt_ids for item in items],
+            rollouts = draw_completions(
+                self._engines[by],
+                [item.group for item in items],
                 num_completions=1,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=settings.temperature,

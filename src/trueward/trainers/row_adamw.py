@@ -22,10 +22,10 @@ __all__ = ["RowAdamW", "gradient_values", "row_gradients"]
 
 @contextmanager
 def row_gradients(model: nn.Module, *, weight_decay: float = 0.0) -> Iterator[None]:
-    """Within, embedding tables that are nothing else, or the head of `score_tokens`, give autograd gradients
-    of the rows that were looked up.
+    """Within, embedding tables that are nothing else, or the vocabulary head too, give autograd gradients of
+    the rows that were looked up, and the head adds its own in place.
 
-    Only on a processor: on a GPU finding distinct rows would wait for the device.
+    The first only on a processor: on a GPU finding distinct rows would wait for the device.
     """
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
