@@ -12,7 +12,12 @@ from trueward.core.stats import Estimate
 __all__ = ["PAGE", "page", "write_page"]
 
 PAGE = Path(__file__).parent.parent / "docs" / "real-results.md"
-_HEAD = """# Real data, measured
+_HEAD = """---
+hide:
+  - toc
+---
+
+# Real data, measured
 
 Public collections through the recipes `hh` and `rlvr`, in the few steps that `benchmarks/real_data.py` names,
 on a model of {parameters} parameters that `trueward pretrain novels` made of a million characters. **With so
