@@ -112,7 +112,11 @@ def _compiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
         layer.mlp.compile(dynamic=True)
         layer.input_layernorm.compile(dynamic=True)
         layer.post_attention_layernorm.compile(dynamic=True)
-    return nullcontext()
+    return _all_kept(model)
+
+
+def _all_kept(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    return patch.object(scoring, "few_activations", lambda backbone, num_tokens: nullcontext())
 
 
 def _as_it_is(model: PreTrainedModel) -> AbstractContextManager[Any]:
@@ -126,10 +130,11 @@ TRAINING: Mapping[str, Callable[[PreTrainedModel], AbstractContextManager[Any]]]
     "without completion-only head": lambda model: patch.object(reference, "score_completions", _whole_head),
     "without cached reference": _uncached,
     "with the whole last layer": lambda model: patch.object(scoring, "last_layer_parts", lambda backbone: ()),
-    "with gradients of the vocabulary added by autograd": lambda model: patch.object(
-        step, "row_gradients", lambda model, **_: nullcontext()
+    "without computing norms and activations again": _all_kept,
+    "without a workspace (autograd adds gradients, the heap holds activations)": lambda model: patch.object(
+        step, "row_gradients", lambda model, workspace, **_: nullcontext()
     ),
-    "without kept memory (glibc's defaults)": _as_it_is,
+    "without the allocator's settings (glibc's defaults)": _as_it_is,
     "with bfloat16": _as_it_is,
     "with torch.compile of norms and MLP": _compiled,
 }
@@ -192,12 +197,12 @@ def main() -> None:
     job = AblationJob(**read_json(asked))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    if "kept memory" not in job.variant:
+    if "allocator" not in job.variant:
         backend.keep_freed_memory()
     watch = Watch()
     dtype = torch.bfloat16 if job.variant == "with bfloat16 weights" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(Path(job.work) / "causal", dtype=dtype)
-    float(sum(parameter.detach().float().sum() for parameter in model.parameters()))
+    backend.own_memory(model)
     watch.loaded()
     run_variant(job, model, watch)
     write_json(result, watch.figures())

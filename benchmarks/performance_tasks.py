@@ -240,7 +240,8 @@ def _ablated(
                 job = AblationJob(
                     kind, variant, str(folder), max(2, asked.steps), asked.batch, asked.new_tokens
                 )
-                result = run_module("benchmarks.ablation", job._asdict(), folder)
+                allocator = "default" if "allocator" in variant else "kept"
+                result = run_module("benchmarks.ablation", job._asdict(), folder, allocator=allocator)
                 result["s"] = result["ends_s"][-1]
                 result["cpu_s"] = result["ends_cpu_s"][-1]
                 result["gib"] = (result["peak_bytes"] - result["loaded_bytes"]) / GIB

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trueward.cli.start import ALLOCATOR
 from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
 
@@ -18,8 +19,8 @@ __all__ = ["ALLOCATORS", "run_module"]
 
 ALLOCATORS: Mapping[str, Mapping[str, str]] = {
     "default": {},
-    # glibc keeps what it has: no memory of its own for large blocks, none given back to the kernel.
-    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)},
+    # As Trueward's commands start: glibc keeps what it has, and no cache of small pieces.
+    "kept": ALLOCATOR,
 }
 
 

@@ -100,6 +100,7 @@ def test_few_modules_import_by_name() -> None:
     users = [short(path) for path in MODULES if "import_module" in path.read_text()]
     assert users == [
         "src/trueward/cli/main.py",
+        "src/trueward/cli/start.py",
         "src/trueward/core/trackers.py",
         "src/trueward/pipeline/command.py",
         "src/trueward/rewards/_worker.py",

@@ -280,6 +280,6 @@ def test_every_idea_of_the_issue_has_a_variant() -> None:
     words = " ".join([*TRAINING, *DECODING])
     for idea in ("packing", "shared prompts", "completion-only head", "cached reference", "shared prompt KV"):
         assert f"without {idea}" in words
-    for idea in ("early retirement", "bfloat16 weights", "kept memory", "torch.compile"):
+    for idea in ("early retirement", "bfloat16 weights", "allocator", "torch.compile"):
         assert idea in words
     assert all(trial.verdict for trial in TRIALS.values())

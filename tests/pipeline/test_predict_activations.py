@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from trueward.data.chat import Completion, TokenGroup
+from trueward.models import activations
 from trueward.models.attention import Plan
 from trueward.models.lora import LoraSettings, apply_lora
 from trueward.models.packing import Packed, pack
 from trueward.models.scoring import score_completions, supports_packing
 from trueward.models.tiny import KINDS, Kind, tiny_model
+from trueward.pipeline import predict_activations
 from trueward.pipeline.predict_activations import (
     Arithmetic,
     Row,
@@ -74,13 +76,18 @@ def saved_bytes(kind: Kind, how: Arithmetic) -> tuple[int, float]:
     layers = shape.num_layers * kept_per_layer(shape, how, row) - spared_last(shape, how, row)
     predicted = layers + kept_rest(shape, how, row)
     found = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
-    return found, predicted + cast_weights(shape, how)
+    return found, predicted + cast_weights(shape, how, row)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("least", [0, 1 << 60], ids=["computed again", "kept"])
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS.keys())
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_bytes_are_those_autograd_saves(kind: Kind, how: Arithmetic) -> None:
+def test_kept_bytes_are_those_autograd_saves(
+    kind: Kind, how: Arithmetic, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "_LEAST_ELEMENTS", least)
+    monkeypatch.setattr(predict_activations, "LEAST_ELEMENTS", least)
     found, predicted = saved_bytes(kind, how)
     # Not counted: that the first layer's input needs no gradient under adapters, a few index tensors.
     assert predicted == pytest.approx(found, rel=0.05)
@@ -93,3 +100,7 @@ def test_parameters_are_counted_from_the_configuration(kind: Kind) -> None:
     assert shape.num_parameters == model.num_parameters()
     adapted = apply_lora(model, LoraSettings(r=4), seed=0)
     assert shape.adapter_parameters(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_both_sides_begin_to_compute_again_at_the_same_size() -> None:
+    assert predict_activations.LEAST_ELEMENTS == activations._LEAST_ELEMENTS

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trueward.core.errors import ModelError
+from trueward.models.workspace import current_workspace
 
 __all__ = [
     "NAME",
@@ -206,7 +207,12 @@ class _Take(torch.autograd.Function):
         extra_slots: Tensor | None,
     ) -> Tensor:
         ctx.inverse, ctx.zero, ctx.extra_rows, ctx.extra_slots = inverse, zero, extra_rows, extra_slots
-        return rows.index_select(0, index)
+        workspace = current_workspace()
+        if workspace is None or not any(ctx.needs_input_grad):
+            return rows.index_select(0, index)
+        # Attention keeps what it is given.
+        room = workspace.empty((len(index), *rows.shape[1:]), rows.dtype, rows.device)
+        return torch.index_select(rows, 0, index, out=room)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,17 +7,16 @@ Axes: N tokens, V vocabulary, D width.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trueward.models.products import Owner, owner_of
 from trueward.objectives.logprobs import token_entropy, token_logps
 
-__all__ = ["Head", "TokenScores", "adding_gradients", "score_tokens"]
+__all__ = ["Head", "TokenScores", "score_tokens"]
 
 # Elements of the logits of one chunk; 2 ** 24 float32 are 64 MiB. Every chunk reads the whole weight, so the
 # products of small chunks wait for memory: 83 tokens of 49,152 words 117 GFLOP/s, 332 tokens 190 (bfloat16).
@@ -26,23 +25,6 @@ _CHUNK_ELEMENTS = 1 << 24
 _KEPT_ELEMENTS = 1 << 24
 # A GPU needs products of thousands of tokens to be busy; 2 ** 27 float32 are 512 MiB.
 _CHUNK_ELEMENTS_GPU = 1 << 27
-
-
-_ADDING: ContextVar[bool] = ContextVar("adding_gradients", default=False)
-
-
-@contextmanager
-def adding_gradients() -> Iterator[None]:
-    """Scores made within add the gradient of the head's weight to `weight.grad` themselves, in place.
-
-    For trainers, which only ever fill `.grad`: autograd would hold a V x D matrix beside it for every
-    forward, and another where the head is also the embedding table. `torch.autograd.grad` would see nothing.
-    """
-    token = _ADDING.set(True)
-    try:
-        yield
-    finally:
-        _ADDING.reset(token)
 
 
 class TokenScores(NamedTuple):
@@ -159,7 +141,7 @@ class _Fused(torch.autograd.Function):
         labels_N: Tensor,
         temperature: float,
         entropy: bool,
-        owner_VD: nn.Parameter | None,
+        owner: Owner | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_words = weight_VD.shape[0]
         keep = any(ctx.needs_input_grad) and hidden_ND.shape[0] * num_words <= _KEPT_ELEMENTS
@@ -180,7 +162,7 @@ class _Fused(torch.autograd.Function):
                 mean_n1 = torch.xlogy(part.exps_nV, part.exps_nV).sum(-1, keepdim=True) / part.sums_n1
                 entropy_N[at] = (log_sums_n1 - mean_n1).squeeze(1)
             kept.append(part if keep else None)
-        ctx.temperature, ctx.entropy, ctx.kept, ctx.owner_VD = temperature, entropy, kept, owner_VD
+        ctx.temperature, ctx.entropy, ctx.kept, ctx.owner = temperature, entropy, kept, owner
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N)
         ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
         return logps_N, entropy_N, greedy_N
@@ -190,9 +172,9 @@ class _Fused(torch.autograd.Function):
         grad_logps_N, grad_entropy_N, _ = grads
         hidden_ND, weight_VD, bias_V, labels_N, entropy_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        owner_VD: nn.Parameter | None = ctx.owner_VD
+        owner: Owner | None = ctx.owner
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = None if owner_VD is None else _whole(owner_VD.grad)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
         linear: _Linear | None = None
         for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)):
@@ -215,35 +197,18 @@ class _Fused(torch.autograd.Function):
             grad_nV = grad_nV.to(hidden_ND.dtype)
             if grad_hidden_ND is not None:
                 torch.mm(grad_nV, weight_VD, out=grad_hidden_ND[at])
-            if needs_weight or owner_VD is not None:
-                grad_weight_VD = _add_product(grad_weight_VD, grad_nV, hidden_ND[at], grad_logps_N.dtype)
+            if owner is not None:
+                owner.add(grad_nV, hidden_ND[at])
+            elif grad_weight_VD is not None and grad_nV.dtype == grad_weight_VD.dtype:
+                grad_weight_VD.addmm_(grad_nV.T, hidden_ND[at])
+            elif grad_weight_VD is not None:
+                # In full precision: long sums in bfloat16 lose their terms.
+                grad_weight_VD.add_(grad_nV.T @ hidden_ND[at])
             if grad_bias_V is not None:
                 grad_bias_V.add_(grad_nV.sum(0))
         bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        if owner_VD is not None:
-            owner_VD.grad = grad_weight_VD
-            return grad_hidden_ND, None, bias, None, None, None, None
         weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
         return grad_hidden_ND, weight, bias, None, None, None, None
-
-
-def _whole(grad_VD: Tensor | None) -> Tensor | None:
-    """A gradient of looked-up rows, as a table with all of them."""
-    return grad_VD.to_dense() if grad_VD is not None and grad_VD.is_sparse else grad_VD
-
-
-def _add_product(total_VD: Tensor | None, grad_nV: Tensor, hidden_nD: Tensor, dtype: torch.dtype) -> Tensor:
-    """`total + grad^T hidden`, summed over chunks in `dtype`: long sums in bfloat16 lose their terms."""
-    if total_VD is not None and grad_nV.dtype == total_VD.dtype:
-        return total_VD.addmm_(grad_nV.T, hidden_nD)
-    product_VD = grad_nV.T @ hidden_nD
-    return product_VD.to(dtype) if total_VD is None else total_VD.add_(product_VD)
-
-
-def _is_plain(weight_VD: Tensor) -> bool:
-    """Whether its gradient is a float32 (or better) tensor that only ever grows by addition."""
-    plain = weight_VD.requires_grad and weight_VD.is_leaf and torch.is_grad_enabled()
-    return plain and weight_VD.dtype in (torch.float32, torch.float64) and type(weight_VD) is nn.Parameter
 
 
 def _full(logits_NV: Tensor) -> Tensor:
@@ -264,8 +229,8 @@ def score_tokens(
     linear = head.fused
     if linear is not None:
         device = hidden_ND.device.type
-        owner_VD = linear.weight if _ADDING.get() and _is_plain(linear.weight) else None
-        weight_VD: Tensor = linear.weight if owner_VD is None else linear.weight.detach()
+        owner = owner_of(linear.weight, hidden_ND)
+        weight_VD: Tensor = linear.weight if owner is None else linear.weight.detach()
         bias_V: Tensor | None = linear.bias
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -273,7 +238,7 @@ def score_tokens(
             bias_V = None if bias_V is None else bias_V.to(dtype)
         with torch.autocast(device, enabled=False):
             logps_N, entropy_N, greedy_N = _Fused.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy, owner_VD
+                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy, owner
             )
         return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)
 

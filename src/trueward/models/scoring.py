@@ -10,6 +10,7 @@ Axes: L tokens of the row, N completion tokens, S sequences, D width, V vocabula
 
 import math
 from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
 from trueward.data.chat import Completion, TokenGroup
+from trueward.models.activations import few_activations
 from trueward.models.attention import NAME, AttentionStep, Unsupported, install, takes_packed_rows
 from trueward.models.head import TokenScores, score_tokens
 from trueward.models.inner import (
@@ -140,11 +142,18 @@ def _trial_of_rows(model: PreTrainedModel, row: Packed, kernel: Kernel, expected
     return not differs(got_nD, expected_LD[rows_n])
 
 
+def _uncached_casts(device: str) -> AbstractContextManager[object]:
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
+
+
 def _find_route(model: PreTrainedModel) -> _Route:
     before = model.config._attn_implementation
     kernel: Kernel | None = None
     prunes = False
-    with evaluating(model):
+    # One small forward must not leave casts of all weights behind.
+    with evaluating(model), _uncached_casts(model.device.type):
         row = _probe_row(model.config.get_text_config().vocab_size, model.device)
         expected_LD = plain_hidden(backbone_of(model), row)
         head = not hasattr(model, "score")
@@ -217,11 +226,16 @@ def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
     return packed.attention(route.kernel)
 
 
+def _run_all(model: PreTrainedModel, packed: Packed, step: AttentionStep) -> Tensor:
+    with few_activations(backbone_of(model), packed.num_tokens):
+        return run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
+
+
 def _run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n: Tensor) -> Tensor:
     """hidden_nD of rows that need not be distinct, with the last layer on them alone."""
     distinct_m, at_n = torch.unique(rows_n, return_inverse=True)
     with only_rows(last_layer_parts(backbone_of(model)), distinct_m, packed.num_tokens):
-        hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
+        hidden_LD = _run_all(model, packed, step)
     return hidden_LD.index_select(0, distinct_m).index_select(0, at_n)
 
 
@@ -229,7 +243,7 @@ def run_rows(model: PreTrainedModel, packed: Packed, step: AttentionStep, rows_n
     """hidden_nD of the rows that are read (None: all), every attention layer computed by `step`."""
     if rows_n is not None and _route(model).prunes:
         return _run_rows(model, packed, step, rows_n)
-    hidden_LD = run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
+    hidden_LD = _run_all(model, packed, step)
     return hidden_LD if rows_n is None else hidden_LD.index_select(0, rows_n)
 
 

@@ -15,7 +15,9 @@ __all__ = [
     "SLOT_WASTE",
     "Arithmetic",
     "Row",
+    "LEAST_ELEMENTS",
     "cast_weights",
+    "computes_again",
     "kept_per_layer",
     "kept_rest",
     "spared_last",
@@ -26,6 +28,9 @@ __all__ = [
 _FLOAT, _HALF = 4, 2
 # A bucket may hold a fifth more query-key cells than needed (attention._WASTE), hence a tenth more slots.
 SLOT_WASTE = 1.1
+# From so many elements of hidden states, of all layers, a processor computes again what is cheap
+# (models.activations, whose constant this is).
+LEAST_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +39,15 @@ class Arithmetic:
 
     weight_bytes: of a weight that is not trained, 4 or 2. autocast: matrix products in bfloat16.
     lora: rank of the adapters; 0 trains every weight (in float32). gpu: attention follows the products'
-    precision; on a processor its training is float32 throughout (see models.attention).
+    precision; on a processor its training is float32 throughout (see models.attention). checkpointing: whole
+    layers are computed again.
     """
 
     weight_bytes: int
     autocast: bool
     lora: int
     gpu: bool = False
+    checkpointing: bool = False
 
     @property
     def compute_bytes(self) -> int:
@@ -73,6 +80,12 @@ class Row(NamedTuple):
     read: float
 
 
+def computes_again(shape: Shape, how: Arithmetic, row: Row) -> bool:
+    """Whether norms and activations are computed again, and products keep where their input comes from."""
+    elements = row.tokens * shape.width * shape.num_layers
+    return not how.gpu and not how.checkpointing and elements >= LEAST_ELEMENTS
+
+
 def _norm(width: int, how: Arithmetic, *, low: bool = False) -> int:
     """RMSNorm. low: its input is bfloat16, of which a float32 copy is kept."""
     # The input in float32 and 1 / rms; and, where the scale is trained, the normalised input.
@@ -97,8 +110,52 @@ def _attention_per_query(shape: Shape, how: Arithmetic) -> float:
     return 2 * how.attention_bytes * shape.query_width + _FLOAT * shape.num_heads
 
 
-def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
-    """Bytes that autograd keeps of one layer for a row."""
+class _Kept(NamedTuple):
+    """Bytes per token of one layer: norms, inputs of matrices (of queries, keys and values; of the MLP; of
+    the result of attention; of the MLP's last matrix), inner values of the MLP, results of low rank."""
+
+    norms: int
+    attention_input: int
+    mlp_input: int
+    result_input: int
+    last_input: int
+    mlp: int
+    low_rank: int
+
+
+def _kept_again(shape: Shape, how: Arithmetic) -> _Kept:
+    """Where what is cheap is computed again."""
+    low = how.compute_bytes == _HALF
+    d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
+    rank = how.lora * (_HALF if how.autocast else _FLOAT)
+    # Adapters of sixteen-bit weights cast what they read: a copy whose origin nobody knows. So do those that
+    # read the MLP's inner values under autocast.
+    copied = not how.full and how.weight_bytes == _HALF
+    result_input = _input(a, how, consumers=1, low=low)
+    last_input = _input(f, how, consumers=1, low=low)
+    if not shape.gated:
+        # Conv1D is none of the linear layers that remember where their input comes from; adapters are.
+        inputs = _input(d, how, consumers=1, low=False) if how.full or copied else 0
+        last = last_input if how.full or low else 0
+        inner = how.compute_bytes * f
+        return _Kept(2 * how.weight_bytes * d, inputs, inputs, result_input, last, inner, 4 * rank)
+    norms = 2 * how.weight_bytes * d
+    # Those of Gemma after attention and MLP read results of matrices.
+    norms += 2 * how.compute_bytes * d if shape.post_norms else 0
+    norms += how.compute_bytes * (a + b) if shape.head_norms else 0
+    return _Kept(
+        norms=norms,
+        attention_input=_input(d, how, consumers=3, low=False) if copied else 0,
+        mlp_input=_input(d, how, consumers=2, low=False) if copied else 0,
+        result_input=result_input,
+        last_input=last_input if not how.full and low else 0,
+        mlp=2 * how.compute_bytes * f,
+        low_rank=7 * rank,
+    )
+
+
+def _kept_all(shape: Shape, how: Arithmetic) -> _Kept:
+    """Where autograd keeps what it wants."""
     low = how.compute_bytes == _HALF
     d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
     if shape.gated:
@@ -107,20 +164,27 @@ def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
         halved = low and not shape.post_norms
         norms += 2 * _norm(d, how) if shape.post_norms else 0
         norms += _norm(a, how, low=halved) + _norm(b, how, low=halved) if shape.head_norms else 0
-        inputs = _input(d, how, consumers=3, low=False) + _input(d, how, consumers=2, low=False)
-        adapters = 7 * how.lora
     else:
         norms = 2 * _layer_norm(d, how)
-        inputs = _input(d, how, consumers=1, low=False) + _input(d, how, consumers=1, low=False)
-        adapters = 4 * how.lora
-    # The row's own order is restored after attention: a copy that the output matrix reads.
-    inputs += _input(a, how, consumers=1, low=low)
-    inputs += _input(f, how, consumers=1, low=low)
-    mlp = (shape.mlp_values - 1) * how.compute_bytes * f
+    return _Kept(
+        norms=norms,
+        attention_input=_input(d, how, consumers=3 if shape.gated else 1, low=False),
+        mlp_input=_input(d, how, consumers=2 if shape.gated else 1, low=False),
+        # The row's own order is restored after attention: a copy that the output matrix reads.
+        result_input=_input(a, how, consumers=1, low=low),
+        last_input=_input(f, how, consumers=1, low=low),
+        mlp=(shape.mlp_values - 1) * how.compute_bytes * f,
+        low_rank=(7 if shape.gated else 4) * how.lora * (_HALF if how.autocast else _FLOAT),
+    )
+
+
+def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Bytes that autograd keeps of one layer for a row."""
+    kept = _kept_again(shape, how) if computes_again(shape, how, row) else _kept_all(shape, how)
     # Two masks in float32 of what is dropped.
-    dropped = 2 * _FLOAT * d if shape.dropout else 0
-    low_rank = adapters * (_HALF if how.autocast else _FLOAT)
-    per_token = norms + inputs + mlp + dropped + low_rank
+    dropped = 2 * _FLOAT * shape.width if shape.dropout else 0
+    per_token = sum(kept) + dropped
+    b = shape.kv_width
     attention = _attention_per_query(shape, how) * row.queries + 2 * how.attention_bytes * b * row.keys
     return per_token * row.tokens + attention
 
@@ -128,18 +192,20 @@ def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
 def spared_last(shape: Shape, how: Arithmetic, row: Row) -> float:
     """Bytes of `kept_per_layer` that the last layer does not keep: its MLP and the matrices of queries and of
     results have only the rows that are read. A layer without matrices of its own for them runs the MLP so."""
-    low = how.compute_bytes == _HALF
+    again = computes_again(shape, how, row)
+    kept = _kept_again(shape, how) if again else _kept_all(shape, how)
     absent = max(0.0, row.tokens - row.read)
     rank = how.lora * (_HALF if how.autocast else _FLOAT)
-    inner = (
-        _input(shape.inner, how, consumers=1, low=low)
-        + (shape.mlp_values - 1) * how.compute_bytes * shape.inner
-    )
-    if not shape.gated:
-        return (_input(shape.width, how, consumers=1, low=False) + inner + 2 * rank) * absent
-    spared = _input(shape.width, how, consumers=2, low=False) + inner + 3 * rank
-    spared += _input(shape.query_width, how, consumers=1, low=low) + 2 * rank
     alone = _input(shape.width, how, consumers=1, low=False)
+    inner = kept.mlp_input + kept.last_input + kept.mlp
+    if not shape.gated:
+        # Rows taken from a norm's result come from nowhere that is known.
+        taken = alone if again and not kept.mlp_input else 0
+        return (inner + 2 * rank) * absent - taken * row.read
+    spared = inner + kept.result_input + 5 * rank
+    if again and not kept.mlp_input:
+        taken = alone + _input(shape.width, how, consumers=2, low=False)
+        return spared * absent - taken * row.read
     # Queries read what keys and values read: shared before, now a copy of the rows, unless each has its own.
     shared = alone == _input(shape.width, how, consumers=3, low=False)
     return spared * absent - alone * row.read if shared else (spared + alone) * absent
@@ -155,8 +221,11 @@ def kept_rest(shape: Shape, how: Arithmetic, row: Row) -> float:
     return (last + rotary + indices) * row.tokens + scored + _FLOAT * row.mask
 
 
-def cast_weights(shape: Shape, how: Arithmetic) -> int:
-    """bfloat16 copies of float32 matrices that autocast makes, and that the backward reads again."""
+def cast_weights(shape: Shape, how: Arithmetic, row: Row) -> int:
+    """bfloat16 copies of float32 matrices that autocast makes, and that the backward reads again. Products
+    that keep less cast again in the backward."""
+    if shape.gated and computes_again(shape, how, row):
+        return 0
     return _HALF * shape.matrix_parameters if how.autocast and how.weight_bytes == _FLOAT else 0
 
 

@@ -118,6 +118,7 @@ def _arithmetic(recipe: Recipe, stage: TrainedStage, *, gpu: bool) -> Arithmetic
         autocast=_settings(recipe, stage).precision == "bfloat16",
         lora=0 if lora is None else lora.r,
         gpu=gpu,
+        checkpointing=_settings(recipe, stage).activation_checkpointing,
     )
 
 
@@ -251,7 +252,7 @@ class _Stage:
         work, shape, how = self.work, self.shape, self.roles.how
         row = row_of(work, work.forward_tokens, gpu=how.gpu)
         layer, rest = kept_per_layer(shape, how, row), kept_rest(shape, how, row)
-        casts = 0 if self.shards > 1 else cast_weights(shape, how)
+        casts = 0 if self.shards > 1 else cast_weights(shape, how, row)
         if work.checkpointing:
             stream = how.weight_bytes * shape.width * row.tokens
             kept = [

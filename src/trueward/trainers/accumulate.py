@@ -90,7 +90,11 @@ class Accumulated(NamedTuple):
 
 def forward_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 matrix products over float32 weights, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    if precision != "bfloat16":
+        return nullcontext()
+    # A forward casts each weight once. Kept until its end, the casts of all weights would only take memory,
+    # and those made without gradient would be read by forwards that need one.
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=device.type != "cpu")
 
 
 def accumulate(

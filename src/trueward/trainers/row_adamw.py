@@ -3,7 +3,7 @@
 A row without a gradient so far has moments of 0, and an update of 0 / (0 + eps): nothing. So gradients and
 moments are kept for the other rows only, and every weight gets bit for bit the update of plain AdamW. Weight
 decay moves all rows, so with it gradients are whole. They are also whole where the table is the vocabulary
-head too; its rows are then added to what the head has added before (`models.head.adding_gradients`).
+head too; its rows are then added to what the head has added before (`models.products.owner_of`).
 Axes: V words, D width, r rows that had a gradient so far, u rows that have one now.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from trueward.models.head import adding_gradients
+from trueward.models.workspace import Workspace, zeros_apart
 
 __all__ = ["RowAdamW", "gradient_values", "row_gradients"]
 
 
 @contextmanager
-def row_gradients(model: nn.Module, *, weight_decay: float = 0.0) -> Iterator[None]:
+def row_gradients(model: nn.Module, workspace: Workspace, *, weight_decay: float = 0.0) -> Iterator[None]:
     """Within, embedding tables that are nothing else, or the vocabulary head too, give autograd gradients of
     the rows that were looked up, and the head adds its own in place.
 
@@ -39,7 +39,7 @@ def row_gradients(model: nn.Module, *, weight_decay: float = 0.0) -> Iterator[No
     for table in tables:
         table.sparse = True
     try:
-        with adding_gradients():
+        with workspace.used():
             yield
     finally:
         for table in tables:
@@ -81,7 +81,7 @@ class RowAdamW(torch.optim.AdamW):
                 if parameter.grad is None:
                     continue
                 if not parameter.grad.is_sparse:
-                    _fill_in(self.state.get(parameter, {}), len(parameter))
+                    self._prepare(parameter)
                 else:
                     gradient_values(parameter)
                     self._step_rows(parameter, group)
@@ -91,6 +91,15 @@ class RowAdamW(torch.optim.AdamW):
         for parameter, grad in later:
             parameter.grad = grad
         return result
+
+    def _prepare(self, parameter: nn.Parameter) -> None:
+        """Moments of all numbers of a parameter."""
+        state = self.state[parameter]
+        if state:
+            _fill_in(state, len(parameter))
+        else:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = zeros_apart(parameter), zeros_apart(parameter)
 
     def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         grad_uD = parameter.grad

@@ -1,0 +1,132 @@
+"""Fewer activations: what is cheap to compute again is not kept for the backward.
+
+Of a layer autograd keeps some 21 numbers for every one of the hidden state. Half of them are normalised
+states and activations of the MLP: each is one element-wise pass over something that is kept anyway, and most
+of them only feed products with weights. Here they are computed again, and the products keep where their input
+comes from instead of the input (`models.products`). The model stays unmodified: a forward within
+`few_activations` runs other `forward`s of its norms, MLPs and linear layers.
+Not here: activation checkpointing, which computes whole layers again; its layers are left alone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import activations as transformers_activations
+
+from trueward.models.norms import is_rms_norm, rms_norm
+from trueward.models.products import product, recomputed
+from trueward.models.workspace import current_workspace
+
+__all__ = ["few_activations"]
+
+# Elements of the hidden states of all layers from which memory matters more than the calls that save it.
+_LEAST_ELEMENTS = 1 << 18
+_GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+# Whether an MLP of a class, with an activation of a class, computes down(act(gate(x)) * up(x)): tried once.
+_TRIED: dict[tuple[type, type], bool] = {}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith("RMSNorm")
+
+
+def _is_activation(module: nn.Module) -> bool:
+    known = isinstance(module, nn.SiLU | nn.GELU | nn.ReLU)
+    return known or type(module).__module__ == transformers_activations.__name__
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Whether the module computes `down(act(gate(x)) * up(x))` and nothing else."""
+    if tuple(sorted(name for name, _ in module.named_children())) != tuple(sorted(_GATED)):
+        return False
+    gate, act = module.get_submodule("gate_proj"), module.get_submodule("act_fn")
+    weight = getattr(gate, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return False
+    key = type(module), type(act)
+    if key not in _TRIED:
+        with torch.no_grad():
+            states = torch.linspace(-2, 2, 3 * weight.shape[1], dtype=weight.dtype).reshape(1, 3, -1)
+            _TRIED[key] = torch.equal(_gated(module, states, keep=True), module.forward(states))
+    return _TRIED[key]
+
+
+def _gated(module: nn.Module, states: Tensor, *, keep: bool = False) -> Tensor:
+    gate, up, down, act = (module.get_submodule(name) for name in _GATED)
+
+    def step(gate_states: Tensor, up_states: Tensor) -> Tensor:
+        result: Tensor = act(gate_states) * up_states
+        return result
+
+    parts = gate(states), up(states)
+    result: Tensor = down(step(*parts) if keep else recomputed(step, *parts))
+    return result
+
+
+def _forwards(backbone: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """Modules of the backbone, each with the forward that keeps less."""
+    for layer in _layers(backbone):
+        within_gated: set[nn.Module] = set()
+        kept: set[nn.Module] = set()
+        for module in layer.modules():
+            if "forward" in module.__dict__ or module in within_gated:
+                continue
+            if _is_gated(module):
+                within_gated.add(module.get_submodule("act_fn"))
+                kept |= {module.get_submodule("gate_proj"), module.get_submodule("up_proj")}
+                yield module, partial(_gated, module)
+            elif is_rms_norm(module):
+                yield module, partial(_norm, module, _module_again(module))
+            elif _is_norm(module) or _is_activation(module):
+                yield module, _module_again(module)
+            elif type(module) is nn.Linear:
+                yield module, partial(product, module, kept=module in kept)
+
+
+def _norm(module: nn.Module, plain: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    # States of another precision than the weights' are cast within the module.
+    return rms_norm(module, states) if states.dtype == module.weight.dtype else plain(states)
+
+
+def _module_again(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    plain = module.forward
+    weights = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
+    return lambda states: recomputed(plain, states, weights=weights)
+
+
+def _layers(backbone: PreTrainedModel) -> Iterator[nn.Module]:
+    num_layers = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
+    for stack in backbone.children():
+        if isinstance(stack, nn.ModuleList) and len(stack) == num_layers:
+            yield from (layer for layer in stack if not getattr(layer, "gradient_checkpointing", False))
+
+
+@contextmanager
+def few_activations(backbone: PreTrainedModel, num_tokens: int) -> Iterator[None]:
+    """Within, a forward of the backbone keeps half of what its backward would need. On a processor only,
+    where it was measured. Forwards without gradient, and those too small to matter, stay as they are.
+
+    The backward may run after the end of it.
+
+    Args:
+        num_tokens: tokens of the forward.
+    """
+    config = backbone.config.get_text_config()
+    elements = num_tokens * config.hidden_size * config.num_hidden_layers
+    if not torch.is_grad_enabled() or backbone.device.type != "cpu" or elements < _LEAST_ELEMENTS:
+        yield
+        return
+    replaced = list(_forwards(backbone))
+    workspace = current_workspace()
+    for module, forward in replaced:
+        module.forward = forward
+    try:
+        with nullcontext() if workspace is None else workspace.keeping(backbone.parameters()):
+            yield
+    finally:
+        for module, _ in replaced:
+            del module.forward
