@@ -46,9 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all")
     parser.add_argument("--precisions", nargs="+", choices=_PRECISIONS, help="default: both")
     parser.add_argument("--threads", nargs="+", type=int, help="default: 1 2; quick: 1")
-    parser.add_argument(
-        "--allocators", nargs="+", choices=list(ALLOCATORS), help="default: both; quick: default"
-    )
+    parser.add_argument("--allocators", nargs="+", choices=list(ALLOCATORS), help="default: all; quick: own")
     parser.add_argument(
         "--peer-recomputes",
         choices=["yes", "no"],
@@ -81,7 +79,7 @@ def _filled(asked: argparse.Namespace) -> argparse.Namespace:
         "methods": list(METHODS),
         "precisions": list(_PRECISIONS),
         "threads": [1] if quick else [1, 2],
-        "allocators": ["default"] if quick else list(ALLOCATORS),
+        "allocators": ["own"] if quick else list(ALLOCATORS),
         "most_records": 10**5 if quick else 10**6,
     }
     for name, value in defaults.items():

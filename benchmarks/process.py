@@ -19,6 +19,8 @@ __all__ = ["ALLOCATORS", "run_module"]
 
 ALLOCATORS: Mapping[str, Mapping[str, str]] = {
     "default": {},
+    # Each side as its own command starts: see vs_trl.run_process.
+    "own": {},
     # As Trueward's commands start: glibc keeps what it has, and no cache of small pieces.
     "kept": ALLOCATOR,
 }

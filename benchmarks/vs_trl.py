@@ -51,6 +51,12 @@ class Case(NamedTuple):
     allocator: str
 
 
+_SETTINGS = {
+    "own": "each with the allocator's settings of its command",
+    "kept": "both with the allocator's settings of Trueward's command",
+}
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vs_trl", description=__doc__)
@@ -98,7 +104,7 @@ def plan(asked: argparse.Namespace, work: Path) -> list[Case]:
         )
         for allocator in allocators:
             words = [_RECOMPUTE[recompute]]
-            words += ["allocator keeps memory"] if allocator != "default" else []
+            words += [_SETTINGS[allocator]] if allocator in _SETTINGS else []
             words += [f"Trueward in forwards of {asked.forward_tokens}"] if asked.forward_tokens else []
             cases.append(
                 Case(", ".join(words), job, job._replace(checkpointing=recompute != "off"), allocator)
@@ -112,7 +118,8 @@ def run_process(side: str, job: Job, allocator: str, folder: Path) -> Run:
     Raises:
         RunError: the process failed; its last lines are in the message.
     """
-    return Run.of(run_module(SIDES[side], job._asdict(), folder, threads=job.threads, allocator=allocator))
+    environment = "kept" if (allocator, side) == ("own", "trueward") else allocator
+    return Run.of(run_module(SIDES[side], job._asdict(), folder, threads=job.threads, allocator=environment))
 
 
 def measure(case: Case, *, rounds: int, folder: Path, console: Console) -> tuple[Comparison, list[Run]]:

@@ -190,6 +190,51 @@ FAULTS: tuple[Fault, ...] = (
         ("entropy: sign", "return -(logps_BTV.exp()", "return (logps_BTV.exp()"),
     ),
     *_in(
+        "models/norms.py",
+        ("models/test_activations.py",),
+        ("norm: mean without its sign", "div_(-grad_LD.shape[-1])", "div_(grad_LD.shape[-1])"),
+        (
+            "norm: scale left out of the gradient",
+            ".addcmul_(unit_LD, mean_L1).mul_(scale_L1)",
+            ".addcmul_(unit_LD, mean_L1)",
+        ),
+        (
+            "norm: unit without the weight for products",
+            "self.unit()[0] * self._kept()",
+            "self.unit()[0] + 0 * self._kept()",
+        ),
+    ),
+    *_in(
+        "models/products.py",
+        ("models/test_activations.py",),
+        (
+            "product: gradient put in the place of the sum",
+            "room_OI.addmm_(grad_NO.T, states_NI)",
+            "torch.mm(grad_NO.T, states_NI, out=room_OI)",
+        ),
+        (
+            "product: owner of states without gradient",
+            "torch.is_grad_enabled() and states_NI.requires_grad",
+            "torch.is_grad_enabled()",
+        ),
+        ("product: weight's gradient lost", "needs_weight or owner is not None:", "needs_weight:"),
+    ),
+    *_in(
+        "models/workspace.py",
+        ("models/test_workspace.py",),
+        ("stack: blocks in use given again", "self._blocks[-1].buffer() is None", "self._blocks"),
+        (
+            "stack: an address used again taken for the same tensor",
+            "if known is None or known[0].expired():",
+            "if known is None:",
+        ),
+        (
+            "stack: offset of a view forgotten",
+            "copy.copy_(tensor.as_strided((span,), (1,)))",
+            "copy.copy_(tensor.as_strided((span,), (1,), 0))",
+        ),
+    ),
+    *_in(
         "models/packing.py",
         ("models/test_packing.py",),
         ("packing: first token predicted by itself", "start + prompt - 1, *range", "start + prompt, *range"),

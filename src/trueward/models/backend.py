@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trueward.core.errors import ModelError
 
-__all__ = ["choose_device", "keep_freed_memory", "own_memory", "prepare_cpu"]
+__all__ = ["choose_device", "forget_pages", "forget_range", "keep_freed_memory", "own_memory", "prepare_cpu"]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -85,15 +85,21 @@ def own_memory(model: nn.Module) -> None:
             if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():
                 mapped = tensor.data
                 tensor.data = mapped.clone(memory_format=torch.contiguous_format)
-                _forget_pages(mapped)
+                forget_pages(mapped)
 
 
-def _forget_pages(mapped: Tensor) -> None:
-    """Give back the pages that hold nothing but this tensor; whoever reads them again reads the file."""
-    if not sys.platform.startswith("linux") or not mapped.is_contiguous():
-        return
-    first = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > first:
+def forget_pages(tensor: Tensor) -> None:
+    """Give back the pages that hold nothing but this tensor, which then holds anything until it is written:
+    whoever reads them again reads zeros, or the file that they are mapped from. Elsewhere than on Linux
+    nothing happens."""
+    if tensor.is_contiguous():
+        forget_range(tensor.data_ptr(), tensor.nbytes)
+
+
+def forget_range(address: int, size: int) -> None:
+    """`forget_pages` of `size` bytes of this process from `address`."""
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if sys.platform.startswith("linux") and end > first:
         madvise = ctypes.CDLL(None).madvise
         madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)

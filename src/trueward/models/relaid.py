@@ -3,10 +3,9 @@ trains.
 
 A product of a few rows waits for the weights, and a library that gets them row by row copies them into its
 own order first, at every call. `laid_out` does it once for all products within. While a weight lies in the
-other order its own storage is empty, and is filled again at the end, bit by bit as it was. Freed room seldom
-fits what the other order asks for, so the process may still grow by all weights. A weight that another
-module reads too (a head tied to the embeddings) is kept twice; one whose storage cannot be emptied, because
-it is mapped from a file (see `backend.own_memory`), stays as it is.
+other order the pages of its own storage are given back, and are filled again at the end, bit by bit as they
+were. A weight that another module reads too (a head tied to the embeddings) is kept twice; one that is mapped
+from a file (see `backend.own_memory`) stays as it is.
 """
 
 import math
@@ -19,9 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from trueward.models.backend import forget_pages, forget_range
+
 __all__ = ["laid_out"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "data_ptr", "_nbytes")
 # The order hardly depends on the rows it is asked for, except that one row gets another.
 _ROWS = 64
 # Shape and precision -> whether the other order gives the same products, and the same weight back.
@@ -29,7 +31,8 @@ _TRIED: dict[tuple[torch.Size, torch.dtype], bool] = {}
 
 
 class _Laid(NamedTuple):
-    """A module whose weight lies in another order. dense: its weight; empty, unless that stays too."""
+    """A module whose weight lies in another order. dense: where its weight was; holds anything, unless that
+    stays too."""
 
     module: nn.Linear
     dense: Tensor
@@ -42,7 +45,7 @@ def _available(dtype: torch.dtype) -> bool:
     built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # untyped in torch
     if not built or torch.is_autocast_enabled("cpu"):
         return False
-    if not all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+    if not all(hasattr(ops, name) for name in _OPERATORS):
         return False
     return dtype == torch.float32 or bool(ops._is_mkldnn_bf16_supported())
 
@@ -77,7 +80,7 @@ def _lay(module: nn.Linear, *, shared: bool) -> _Laid:
     if not shared:
         # The parameter has no elements meanwhile, so that who reads it fails instead of reading nothing.
         module.weight.data = dense.new_empty(0)
-        dense.untyped_storage().resize_(0)
+        forget_pages(dense)
     bias = module.bias
 
     def forward(rows: Tensor) -> Tensor:
@@ -89,8 +92,10 @@ def _lay(module: nn.Linear, *, shared: bool) -> _Laid:
 
 def _put_back(laid: _Laid) -> None:
     if laid.emptied:
-        laid.dense.untyped_storage().resize_(laid.dense.numel() * laid.dense.itemsize)
         laid.dense.copy_(laid.packed.to_dense())
+        # Freed, but kept by the allocator: weights that come back would lie beside all of these.
+        ops = torch.ops.mkldnn
+        forget_range(ops.data_ptr(laid.packed), ops._nbytes(laid.packed))
         laid.module.weight.data = laid.dense
     del laid.module.forward
 
