@@ -120,6 +120,18 @@ def test_an_address_that_is_used_again_is_another_tensor() -> None:
         torch.testing.assert_close(weight.grad, value, atol=0, rtol=0)
 
 
+def test_what_is_written_in_place_between_two_uses_is_kept_twice() -> None:
+    first, second = (torch.randn(64, requires_grad=True) for _ in range(2))
+    value = torch.full((64,), 2.0)
+    with Workspace().keeping(()):
+        total = (first * value).sum()
+        value.mul_(3)
+        total = total + (second * value).sum()
+    total.backward()
+    torch.testing.assert_close(first.grad, torch.full((64,), 2.0))
+    torch.testing.assert_close(second.grad, torch.full((64,), 6.0))
+
+
 def test_gradients_lie_in_the_same_room_in_every_step() -> None:
     made, weight = Workspace(), nn.Parameter(torch.randn(4, 4))
     assert current_workspace() is None

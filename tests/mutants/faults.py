@@ -225,8 +225,8 @@ FAULTS: tuple[Fault, ...] = (
         ("stack: blocks in use given again", "self._blocks[-1].buffer() is None", "self._blocks"),
         (
             "stack: an address used again taken for the same tensor",
-            "if known is None or known[0].expired():",
-            "if known is None:",
+            "StorageWeakRef(storage), copy",
+            "None, copy",
         ),
         (
             "stack: offset of a view forgotten",

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import ref
 
 import torch
@@ -128,7 +128,7 @@ class Workspace:
             yield
             return
         stays = {weight.untyped_storage()._cdata for weight in weights}
-        copies: dict[tuple[int, int, int], tuple[Any, Tensor]] = {}
+        copies: dict[tuple[int, int, int, int], tuple[object, Tensor]] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -138,10 +138,11 @@ class Workspace:
             scattered = span > 2 * tensor.numel()
             if scattered or tensor.nbytes < _LEAST_KEPT or storage._cdata in stays or stack.holds(tensor):
                 return tensor
-            key = storage._cdata, int(tensor.storage_offset()), span
+            # The version: what is written in place between two uses is another value at the same address.
+            key = storage._cdata, int(tensor.storage_offset()), span, tensor._version
             known = copies.get(key)
             # An address stays taken as long as a weak reference to it is held.
-            if known is None or known[0].expired():
+            if known is None:
                 copy = stack.empty(span, tensor.dtype)
                 if copy is None:
                     return tensor
