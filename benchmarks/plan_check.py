@@ -172,7 +172,7 @@ def check(case: Case, predicted: dict[str, Any], folder: Path) -> Checked:
     # Another case may have left the same stage.
     shutil.rmtree(folder / case.model / case.stage, ignore_errors=True)
     job = {"stage": case.stage, "overrides": _of(case, folder)}
-    seen = run_module(_MODULE, job, folder)
+    seen = run_module(_MODULE, job, folder, allocator="kept")
     return Checked(case=case, **predicted, measured=seen["peak_bytes"], measured_s=seen["step_s"])
 
 

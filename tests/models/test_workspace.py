@@ -1,6 +1,9 @@
 """Memory apart from the heap: what is kept is the same, rooms are used again, and what does not fit stays."""
 
 import gc
+import mmap
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,6 +143,31 @@ def test_gradients_lie_in_the_same_room_in_every_step() -> None:
         assert made.gradient_of(weight) is made.gradient_of(weight)
     assert current_workspace() is None
     assert made.gradient_of(nn.Parameter(weight.detach())).data_ptr() != made.gradient_of(weight).data_ptr()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are given back on Linux")
+def test_pages_of_what_is_done_with_are_given_back() -> None:
+    made = Workspace()
+    done, kept = nn.Parameter(torch.zeros(8 << 20)), nn.Parameter(torch.zeros(1 << 20))
+    made.gradient_of(done).fill_(1.0)
+    kept.grad = made.gradient_of(kept).fill_(2.0)
+    below = made.empty((1 << 20,), torch.float32, done.device).fill_(3.0)
+    above = made.empty((8 << 20,), torch.float32, done.device).fill_(4.0)
+    before = resident_bytes()
+    made.give_back()
+    assert before - resident_bytes() == pytest.approx(32 << 20, rel=0.1), "the gradient that is cleared"
+    del above
+    made.give_back()
+    assert before - resident_bytes() == pytest.approx(64 << 20, rel=0.1), "and what was freed from the stack"
+    assert bool((kept.grad == 2).all())
+    assert bool((below == 3).all())
+    # Taken anew by the next step.
+    made.gradient_of(done).fill_(5.0)
+    assert bool((made.gradient_of(done) == 5).all())
 
 
 def test_without_addresses_to_reserve_the_heap_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from trueward.models.backend import forget_pages, forget_range
+
 __all__ = ["Workspace", "current_workspace", "zeros_apart"]
 
 # Below this many bytes a tensor is as well off in the heap.
@@ -54,17 +56,26 @@ class _Stack:
 
     def __init__(self, size: int) -> None:
         self._region = _pages(size)
-        self._size, self._top = size, 0
+        self._size, self._top, self._highest = size, 0, 0
         self._blocks: list[_Block] = []
         self._first = ctypes.addressof(ctypes.c_char.from_buffer(self._region))
 
     def holds(self, tensor: Tensor) -> bool:
         return self._first <= tensor.untyped_storage().data_ptr() < self._first + self._size
 
-    def empty(self, num: int, dtype: torch.dtype) -> Tensor | None:
-        """Room for `num` elements; None where the stack is full."""
+    def _drop(self) -> None:
         while self._blocks and self._blocks[-1].buffer() is None:
             self._top = self._blocks.pop().start
+
+    def give_back(self) -> None:
+        """Give back the pages above what is in use."""
+        self._drop()
+        forget_range(self._first + self._top, self._highest - self._top)
+        self._highest = self._top
+
+    def empty(self, num: int, dtype: torch.dtype) -> Tensor | None:
+        """Room for `num` elements; None where the stack is full."""
+        self._drop()
         size = num * dtype.itemsize
         start = self._top
         if start + size > self._size:
@@ -72,6 +83,7 @@ class _Stack:
         buffer = (ctypes.c_char * size).from_buffer(self._region, start)
         self._blocks.append(_Block(start, ref(buffer)))
         self._top = start + -(-size // _LINE) * _LINE
+        self._highest = max(self._highest, self._top)
         return torch.frombuffer(buffer, dtype=dtype)
 
 
@@ -106,6 +118,16 @@ class Workspace:
         if room is None:
             room = self._gradients[weight] = zeros_apart(weight.detach())
         return room
+
+    def give_back(self) -> None:
+        """Give back the pages of gradients that are cleared and of activations that are freed, before work of
+        another kind that needs memory too. The next step takes them anew, which takes it half a second a GiB.
+        """
+        if self._stack is not None:
+            self._stack.give_back()
+        for weight, room in self._gradients.items():  # type: ignore[no-untyped-call]  # untyped in torch
+            if weight.grad is None and room.device.type == "cpu":
+                forget_pages(room)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for a result that is kept for the backward."""

@@ -252,6 +252,8 @@ def _update(run: _Run, drawn: Drawn, advantages_BT: Tensor) -> dict[str, float]:
             skipped=state.skipped,
         )
         trained.model.eval()
+        # Drawing comes next, and needs memory for keys and values.
+        trained.workspace.give_back()
         state.skipped = updated.skipped
         figures |= updated.means
     update_s = time.monotonic() - start_s

@@ -339,6 +339,8 @@ def _update(run: _Run, drawn: Drawn, learning: Learning) -> dict[str, float]:
         skipped=state.skipped,
     )
     trained.model.eval()
+    # Drawing comes next, and needs memory for keys and values.
+    trained.workspace.give_back()
     state.skipped = updated.skipped
     update_s = time.monotonic() - start_s
     return {
