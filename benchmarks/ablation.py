@@ -131,8 +131,8 @@ TRAINING: Mapping[str, Callable[[PreTrainedModel], AbstractContextManager[Any]]]
     "without cached reference": _uncached,
     "with the whole last layer": lambda model: patch.object(scoring, "last_layer_parts", lambda backbone: ()),
     "without computing norms and activations again": _all_kept,
-    "without a workspace (autograd adds gradients, the heap holds activations)": lambda model: patch.object(
-        step, "row_gradients", lambda model, workspace, **_: nullcontext()
+    "without memory apart from the heap (gradients, activations)": lambda model: patch.object(
+        step, "row_gradients", lambda model, memory, **_: nullcontext()
     ),
     "without the allocator's settings (glibc's defaults)": _as_it_is,
     "with bfloat16": _as_it_is,

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from tests.models.rows import MIXED, random_groups
 from trueward.models import activations
 from trueward.models.lora import LoraSettings, apply_lora
+from trueward.models.memory import TrainingMemory
 from trueward.models.norms import is_rms_norm, rms_norm
 from trueward.models.packing import Packed, pack
 from trueward.models.products import product, recomputed
 from trueward.models.scoring import hidden_states
 from trueward.models.tiny import KINDS, Kind, tiny_model
-from trueward.models.workspace import Workspace
 from trueward.trainers.loop import checkpoint_activations
 
 
@@ -25,14 +25,16 @@ def _small_forwards_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "_LEAST_ELEMENTS", 0)
 
 
-@pytest.fixture(params=["alone", "workspace"])
-def workspace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace | None]:
+@pytest.fixture(params=["alone", "memory"])
+def memory(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TrainingMemory | None]:
     if request.param == "alone":
         yield None
         return
-    monkeypatch.setattr("trueward.models.workspace._LEAST_KEPT", 64)
-    monkeypatch.setattr("trueward.models.workspace._LEAST_APART", 64)
-    made = Workspace()
+    monkeypatch.setattr("trueward.models.memory._LEAST_KEPT", 64)
+    monkeypatch.setattr("trueward.models.memory._LEAST_APART", 64)
+    made = TrainingMemory()
     with made.used():
         yield made
 
@@ -73,7 +75,7 @@ def accuracy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gradients_are_those_of_the_plain_forward(
-    kind: Kind, adapters: bool, some_rows: bool, workspace: Workspace | None, accuracy: float
+    kind: Kind, adapters: bool, some_rows: bool, memory: TrainingMemory | None, accuracy: float
 ) -> None:
     model: nn.Module = tiny_model(kind, 3).double()
     model = with_adapters(model) if adapters else model
@@ -88,7 +90,7 @@ def test_states_and_gradients_are_those_of_the_plain_forward(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_under_autocast_gradients_are_those_of_autocast(kind: Kind, workspace: Workspace | None) -> None:
+def test_under_autocast_gradients_are_those_of_autocast(kind: Kind, memory: TrainingMemory | None) -> None:
     model = tiny_model(kind, 3)
     packed = pack(random_groups(1, MIXED))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -127,7 +129,7 @@ def test_less_is_kept() -> None:
 
 
 def test_a_second_forward_may_come_before_the_backward_of_the_first(
-    workspace: Workspace | None, accuracy: float
+    memory: TrainingMemory | None, accuracy: float
 ) -> None:
     model = tiny_model("llama", 3).double()
     first, second = pack(random_groups(1, MIXED)), pack(random_groups(2, MIXED))
@@ -144,7 +146,7 @@ def test_a_second_forward_may_come_before_the_backward_of_the_first(
             torch.testing.assert_close(parameter.grad, one[name] + other[name], atol=accuracy, rtol=accuracy)
 
 
-def test_micro_batches_add_up(workspace: Workspace | None) -> None:
+def test_micro_batches_add_up(memory: TrainingMemory | None) -> None:
     model = tiny_model("qwen3", 3).double()
     packed = pack(random_groups(1, MIXED))
     _, once = gradients(model, packed, None)
@@ -257,12 +259,12 @@ def test_extremes_of_the_norm() -> None:
 
 
 def test_kept_tensors_are_freed_and_their_room_is_used_again() -> None:
-    workspace = Workspace()
+    memory = TrainingMemory()
     model = copy.deepcopy(tiny_model("llama", 3))
     packed = pack(random_groups(1, MIXED))
-    with pytest.MonkeyPatch.context() as patch, workspace.used():
-        patch.setattr("trueward.models.workspace._LEAST_KEPT", 64)
-        stack = workspace._stack
+    with pytest.MonkeyPatch.context() as patch, memory.used():
+        patch.setattr("trueward.models.memory._LEAST_KEPT", 64)
+        stack = memory._stack
         assert stack is not None
         tops = []
         for _ in range(3):

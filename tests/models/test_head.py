@@ -8,8 +8,8 @@ from torch import nn
 
 from trueward.models import head as head_module
 from trueward.models.head import Head, score_tokens
+from trueward.models.memory import TrainingMemory
 from trueward.models.tiny import tiny_model
-from trueward.models.workspace import Workspace
 from trueward.objectives.logprobs import token_entropy, token_logps
 
 N, D, V = 37, 6, 11
@@ -109,7 +109,7 @@ def test_a_head_on_frozen_states_is_trained_in_a_step_too() -> None:
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
     hidden_ND, labels_N = torch.randn(5, head.weight.shape[1]), torch.arange(5)
-    with Workspace().used():
+    with TrainingMemory().used():
         score_tokens(Head(head, None), hidden_ND, labels_N).logps_N.sum().backward()
     assert head.weight.grad is not None
     assert bool(head.weight.grad.any())

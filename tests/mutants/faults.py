@@ -220,8 +220,8 @@ FAULTS: tuple[Fault, ...] = (
         ("product: weight's gradient lost", "needs_weight or owner is not None:", "needs_weight:"),
     ),
     *_in(
-        "models/workspace.py",
-        ("models/test_workspace.py",),
+        "models/memory.py",
+        ("models/test_memory.py",),
         ("stack: blocks in use given again", "self._blocks[-1].buffer() is None", "self._blocks"),
         (
             "stack: an address used again taken for the same tensor",

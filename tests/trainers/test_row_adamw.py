@@ -10,10 +10,10 @@ from torch import nn
 
 from tests.models.rows import MIXED, random_groups
 from tests.trainers import toy
+from trueward.models.memory import TrainingMemory
 from trueward.models.packing import pack
 from trueward.models.scoring import hidden_states, score_completions
 from trueward.models.tiny import tiny_model
-from trueward.models.workspace import Workspace
 from trueward.trainers.optim import build_optimizer, trainable, update
 from trueward.trainers.row_adamw import RowAdamW, gradient_values, row_gradients
 from trueward.trainers.state import latest_checkpoint, restore, save_checkpoint
@@ -53,7 +53,7 @@ def steps(
 def test_every_weight_is_moved_as_by_plain_adamw(beta2: float, max_norm: float) -> None:
     model, plain = Scored(), Scored()
     settings = toy.settings(adam_beta2=beta2)
-    with row_gradients(model, Workspace()):
+    with row_gradients(model, TrainingMemory()):
         got = steps(model, build_optimizer(model, settings), LOOKED_UP, max_norm)
     optimizer = torch.optim.AdamW(
         [{"params": [plain.embed.weight, plain.score.weight]}, {"params": [plain.score.bias]}],
@@ -74,7 +74,7 @@ def test_every_weight_is_moved_as_by_plain_adamw(beta2: float, max_norm: float) 
 
 def test_state_and_gradient_hold_the_rows_that_came() -> None:
     model = Scored()
-    with row_gradients(model, Workspace()):
+    with row_gradients(model, TrainingMemory()):
         optimizer = build_optimizer(model, toy.settings())
         steps(model, optimizer, LOOKED_UP[:2])
         model([4, 4, 1]).backward()
@@ -88,7 +88,7 @@ def test_state_and_gradient_hold_the_rows_that_came() -> None:
 def test_a_run_that_goes_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     whole, half = Scored(), Scored()
     settings = toy.settings()
-    with row_gradients(whole, Workspace()), row_gradients(half, Workspace()):
+    with row_gradients(whole, TrainingMemory()), row_gradients(half, TrainingMemory()):
         steps(whole, build_optimizer(whole, settings), LOOKED_UP)
         first = build_optimizer(half, settings)
         steps(half, first, LOOKED_UP[:2])
@@ -99,7 +99,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> No
         found = latest_checkpoint(tmp_path)
         assert found is not None
         restore(found, resumed, second)
-        with row_gradients(resumed, Workspace()):
+        with row_gradients(resumed, TrainingMemory()):
             steps(resumed, second, LOOKED_UP[2:])
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert one.equal(other)
@@ -109,7 +109,7 @@ def test_moments_of_all_rows_are_taken_over() -> None:
     model, plain = Scored(), Scored()
     optimizer, other = build_optimizer(model, toy.settings()), build_optimizer(plain, toy.settings())
     steps(model, optimizer, LOOKED_UP[:2])
-    with row_gradients(model, Workspace()):
+    with row_gradients(model, TrainingMemory()):
         steps(model, optimizer, LOOKED_UP[2:])
     steps(plain, other, LOOKED_UP)
     torch.testing.assert_close(model.embed.weight, plain.embed.weight, rtol=0, atol=1e-7)
@@ -122,16 +122,16 @@ def test_shared_frozen_and_special_tables_keep_whole_gradients() -> None:
     frozen.embed.weight.requires_grad_(False)
     counted.embed.scale_grad_by_freq = True
     for model in (shared, frozen, counted):
-        with row_gradients(model, Workspace()):
+        with row_gradients(model, TrainingMemory()):
             assert not any(m.sparse for m in model.modules() if isinstance(m, nn.Embedding))
     decayed = Scored()
-    with row_gradients(decayed, Workspace(), weight_decay=0.1):
+    with row_gradients(decayed, TrainingMemory(), weight_decay=0.1):
         assert not decayed.embed.sparse
 
 
 def test_a_gradient_that_is_not_finite_moves_no_row() -> None:
     model = Scored()
-    with row_gradients(model, Workspace()):
+    with row_gradients(model, TrainingMemory()):
         optimizer = build_optimizer(model, toy.settings())
         (model([3]) * math.inf).backward()
         before = copy.deepcopy(model.state_dict())
@@ -143,7 +143,7 @@ def test_a_gradient_that_is_not_finite_moves_no_row() -> None:
 def test_a_gradient_with_all_rows_after_some_goes_on_from_their_moments() -> None:
     model, plain = Scored(), Scored()
     optimizer, other = build_optimizer(model, toy.settings()), build_optimizer(plain, toy.settings())
-    with row_gradients(model, Workspace()):
+    with row_gradients(model, TrainingMemory()):
         steps(model, optimizer, LOOKED_UP[:3])
     steps(model, optimizer, LOOKED_UP[3:])
     steps(plain, other, LOOKED_UP)
@@ -164,7 +164,7 @@ def test_a_tied_model_gets_the_gradients_of_plain_autograd(decay: float, autocas
                 logps_N = score_completions(scored, pack([group])).logps_N
             logps_N.sum().backward()
 
-    with row_gradients(model, Workspace(), weight_decay=decay):
+    with row_gradients(model, TrainingMemory(), weight_decay=decay):
         backward(model)
     backward(plain)
     assert not model.get_input_embeddings().weight.grad.is_sparse
@@ -182,7 +182,7 @@ def test_rows_that_come_before_the_head_are_not_lost() -> None:
     model = tiny_model("gpt2", 3)
     plain = copy.deepcopy(model)
     groups = random_groups(1, MIXED)
-    with row_gradients(model, Workspace()):
+    with row_gradients(model, TrainingMemory()):
         # The first forward reads no logits: its gradient has rows only.
         hidden_states(model, pack(groups[:1])).sum().backward()
         assert model.get_input_embeddings().weight.grad.is_sparse

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import activations as transformers_activations
 
+from trueward.models.memory import current_memory
 from trueward.models.norms import is_rms_norm, rms_norm
 from trueward.models.products import product, recomputed
-from trueward.models.workspace import current_workspace
 
 __all__ = ["few_activations"]
 
@@ -121,11 +121,11 @@ def few_activations(backbone: PreTrainedModel, num_tokens: int) -> Iterator[None
         yield
         return
     replaced = list(_forwards(backbone))
-    workspace = current_workspace()
+    memory = current_memory()
     for module, forward in replaced:
         module.forward = forward
     try:
-        with nullcontext() if workspace is None else workspace.keeping(backbone.parameters()):
+        with nullcontext() if memory is None else memory.keeping(backbone.parameters()):
             yield
     finally:
         for module, _ in replaced:

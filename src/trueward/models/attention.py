@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trueward.core.errors import ModelError
-from trueward.models.workspace import current_workspace
+from trueward.models.memory import current_memory
 
 __all__ = [
     "NAME",
@@ -207,11 +207,11 @@ class _Take(torch.autograd.Function):
         extra_slots: Tensor | None,
     ) -> Tensor:
         ctx.inverse, ctx.zero, ctx.extra_rows, ctx.extra_slots = inverse, zero, extra_rows, extra_slots
-        workspace = current_workspace()
-        if workspace is None or not any(ctx.needs_input_grad):
+        memory = current_memory()
+        if memory is None or not any(ctx.needs_input_grad):
             return rows.index_select(0, index)
         # Attention keeps what it is given.
-        room = workspace.empty((len(index), *rows.shape[1:]), rows.dtype, rows.device)
+        room = memory.empty((len(index), *rows.shape[1:]), rows.dtype, rows.device)
         return torch.index_select(rows, 0, index, out=room)
 
     @staticmethod

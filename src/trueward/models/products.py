@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trueward.models.workspace import Workspace, current_workspace
+from trueward.models.memory import TrainingMemory, current_memory
 
 __all__ = ["Owner", "Source", "comes_from", "owner_of", "product", "recomputed"]
 
@@ -117,10 +117,10 @@ def recomputed(run: Callable[..., Tensor], *inputs: Tensor, weights: tuple[Tenso
 
 
 class Owner(NamedTuple):
-    """A weight whose gradient a product adds in place, and the workspace with room for it."""
+    """A weight whose gradient a product adds in place, and the memory with room for it."""
 
     weight_OI: nn.Parameter
-    workspace: Workspace
+    memory: TrainingMemory
 
     def add(self, grad_NO: Tensor, states_NI: Tensor) -> None:
         """`weight.grad += grad^T states`, summed in the precision of the weight: long sums in bfloat16 lose
@@ -128,8 +128,8 @@ class Owner(NamedTuple):
         total_OI = self.weight_OI.grad
         if total_OI is not None and total_OI.is_sparse:
             # Of rows that were looked up: the weight is also an embedding table.
-            total_OI = self.workspace.gradient_of(self.weight_OI).zero_().add_(total_OI)
-        room_OI = self.workspace.gradient_of(self.weight_OI) if total_OI is None else total_OI
+            total_OI = self.memory.gradient_of(self.weight_OI).zero_().add_(total_OI)
+        room_OI = self.memory.gradient_of(self.weight_OI) if total_OI is None else total_OI
         if grad_NO.dtype != self.weight_OI.dtype:
             for rows in _row_blocks(*self.weight_OI.shape):
                 part_oI = grad_NO[:, rows].T @ states_NI
@@ -150,22 +150,20 @@ def _row_blocks(num_rows: int, width: int) -> Iterator[slice]:
 
 def owner_of(weight_OI: Tensor, states_NI: Tensor) -> Owner | None:
     """The weight where a product with states may add its gradient in place: in a training step with a
-    workspace, and a float32 (or better) parameter whose gradient only ever grows by addition. The states must
+    memory, and a float32 (or better) parameter whose gradient only ever grows by addition. The states must
     have a gradient too, or autograd would not come by.
 
     For trainers, which only ever fill `.grad`: autograd would hold a matrix of the weight's size beside it
     for every forward, and another where the head is also the embedding table. `torch.autograd.grad` would
     see nothing.
     """
-    workspace = current_workspace()
-    if workspace is None or type(weight_OI) is not nn.Parameter:
+    memory = current_memory()
+    if memory is None or type(weight_OI) is not nn.Parameter:
         return None
     if not (torch.is_grad_enabled() and states_NI.requires_grad):
         return None
     plain = weight_OI.requires_grad and weight_OI.is_leaf and not weight_OI._backward_hooks
-    return (
-        Owner(weight_OI, workspace) if plain and weight_OI.dtype in (torch.float32, torch.float64) else None
-    )
+    return Owner(weight_OI, memory) if plain and weight_OI.dtype in (torch.float32, torch.float64) else None
 
 
 class _Product(torch.autograd.Function):
@@ -180,7 +178,7 @@ class _Product(torch.autograd.Function):
         source: Source | None,
         owner: Owner | None,
         dtype: torch.dtype,
-        room: Workspace | None,
+        memory: TrainingMemory | None,
     ) -> Tensor:
         ctx.source, ctx.owner, ctx.dtype = source, owner, dtype
         ctx.states_dtype, ctx.bias_dtype = states_NI.dtype, None if bias_O is None else bias_O.dtype
@@ -189,7 +187,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(
             cast_NI if needs_states and source is None else None, weight_OI if owner is None else None
         )
-        return _linear(cast_NI, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype), room)
+        return _linear(cast_NI, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype), memory)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,10 +211,12 @@ class _Product(torch.autograd.Function):
         return grad_states_NI, grad_weight_OI, grad_bias_O, None, None, None, None
 
 
-def _linear(states_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, room: Workspace | None) -> Tensor:
-    if room is None:
+def _linear(
+    states_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, memory: TrainingMemory | None
+) -> Tensor:
+    if memory is None:
         return nn.functional.linear(states_NI, weight_OI, bias_O)
-    result_NO = room.empty((*states_NI.shape[:-1], len(weight_OI)), states_NI.dtype, states_NI.device)
+    result_NO = memory.empty((*states_NI.shape[:-1], len(weight_OI)), states_NI.dtype, states_NI.device)
     flat_NO, flat_NI = result_NO.flatten(0, -2), states_NI.flatten(0, -2)
     if bias_O is None:
         torch.mm(flat_NI, weight_OI.T, out=flat_NO)
@@ -243,6 +243,6 @@ def product(layer: nn.Linear, states_NI: Tensor, *, kept: bool = False) -> Tenso
             source,
             owner,
             dtype,
-            current_workspace() if kept else None,
+            current_memory() if kept else None,
         )
     return result

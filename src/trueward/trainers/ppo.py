@@ -340,7 +340,7 @@ def _update(run: _Run, drawn: Drawn, learning: Learning) -> dict[str, float]:
     )
     trained.model.eval()
     # Drawing comes next, and needs memory for keys and values.
-    trained.workspace.give_back()
+    trained.memory.give_back()
     state.skipped = updated.skipped
     update_s = time.monotonic() - start_s
     return {

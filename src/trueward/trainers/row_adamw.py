@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from trueward.models.workspace import Workspace, zeros_apart
+from trueward.models.memory import TrainingMemory, zeros_apart
 
 __all__ = ["RowAdamW", "gradient_values", "row_gradients"]
 
 
 @contextmanager
-def row_gradients(model: nn.Module, workspace: Workspace, *, weight_decay: float = 0.0) -> Iterator[None]:
+def row_gradients(model: nn.Module, memory: TrainingMemory, *, weight_decay: float = 0.0) -> Iterator[None]:
     """Within, embedding tables that are nothing else, or the vocabulary head too, give autograd gradients of
     the rows that were looked up, and the head adds its own in place.
 
@@ -39,7 +39,7 @@ def row_gradients(model: nn.Module, workspace: Workspace, *, weight_decay: float
     for table in tables:
         table.sparse = True
     try:
-        with workspace.used():
+        with memory.used():
             yield
     finally:
         for table in tables:

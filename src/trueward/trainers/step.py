@@ -12,7 +12,7 @@ from torch import nn
 
 from trueward.core.errors import RunError
 from trueward.core.files import write_json
-from trueward.models.workspace import Workspace
+from trueward.models.memory import TrainingMemory
 from trueward.trainers.accumulate import StepObjective, accumulate
 from trueward.trainers.optim import learning_rate, update
 from trueward.trainers.row_adamw import gradient_values, row_gradients
@@ -36,14 +36,14 @@ class Trained:
 
     parameters: name -> trained parameter of `model`.
     folder: the run folder.
-    workspace: where gradients and activations lie, in this step and the next.
+    memory: where gradients and activations lie, in this step and the next.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     parameters: Mapping[str, nn.Parameter]
     folder: Path
-    workspace: Workspace = field(default_factory=Workspace)
+    memory: TrainingMemory = field(default_factory=TrainingMemory)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ def take_step(
         step: optimizer step, counted from 0, of `num_steps`; decides the learning rate.
         seed: seed of dropout in this step.
     """
-    with row_gradients(trained.model, trained.workspace, weight_decay=settings.weight_decay):
+    with row_gradients(trained.model, trained.memory, weight_decay=settings.weight_decay):
         got = accumulate(
             trained.model,
             objective,

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from trueward.models import workspace as workspace_module
-from trueward.models.workspace import Workspace, _Stack, current_workspace, zeros_apart
+from trueward.models import memory as memory_module
+from trueward.models.memory import TrainingMemory, _Stack, current_memory, zeros_apart
 
 
 @pytest.fixture(autouse=True)
 def _small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace_module, "_LEAST_KEPT", 8)
-    monkeypatch.setattr(workspace_module, "_LEAST_APART", 8)
+    monkeypatch.setattr(memory_module, "_LEAST_KEPT", 8)
+    monkeypatch.setattr(memory_module, "_LEAST_APART", 8)
 
 
 def test_zeros_have_shape_and_type_and_can_be_written() -> None:
@@ -65,7 +65,7 @@ def test_a_view_keeps_its_room() -> None:
 
 def test_a_full_stack_says_so_and_tensors_stay_where_they_are() -> None:
     assert _Stack(64).empty(17, torch.float32) is None
-    made = Workspace()
+    made = TrainingMemory()
     made._stack = _Stack(4096)
     states = torch.randn(64, 64, requires_grad=True)
     with made.keeping(()):
@@ -89,14 +89,14 @@ def test_what_is_kept_has_the_same_values(layout: str) -> None:
     }
     states = views[layout]
     weight = torch.randn(states.shape, dtype=torch.float64, requires_grad=True)
-    with Workspace().keeping(()):
+    with TrainingMemory().keeping(()):
         out = (weight * states).sum()
     out.backward()
     torch.testing.assert_close(weight.grad, states, atol=0, rtol=0)
 
 
 def test_weights_stay_where_they_are() -> None:
-    layer, made = nn.Linear(8, 8), Workspace()
+    layer, made = nn.Linear(8, 8), TrainingMemory()
     states = torch.randn(4, 8, requires_grad=True)
     with made.keeping(layer.parameters()):
         out = layer(states)
@@ -107,7 +107,7 @@ def test_weights_stay_where_they_are() -> None:
 
 
 def test_an_address_that_is_used_again_is_another_tensor() -> None:
-    made = Workspace()
+    made = TrainingMemory()
     weights = [torch.randn(64, requires_grad=True) for _ in range(20)]
     values = []
     with made.keeping(()):
@@ -126,7 +126,7 @@ def test_an_address_that_is_used_again_is_another_tensor() -> None:
 def test_what_is_written_in_place_between_two_uses_is_kept_twice() -> None:
     first, second = (torch.randn(64, requires_grad=True) for _ in range(2))
     value = torch.full((64,), 2.0)
-    with Workspace().keeping(()):
+    with TrainingMemory().keeping(()):
         total = (first * value).sum()
         value.mul_(3)
         total = total + (second * value).sum()
@@ -136,12 +136,12 @@ def test_what_is_written_in_place_between_two_uses_is_kept_twice() -> None:
 
 
 def test_gradients_lie_in_the_same_room_in_every_step() -> None:
-    made, weight = Workspace(), nn.Parameter(torch.randn(4, 4))
-    assert current_workspace() is None
+    made, weight = TrainingMemory(), nn.Parameter(torch.randn(4, 4))
+    assert current_memory() is None
     with made.used():
-        assert current_workspace() is made
+        assert current_memory() is made
         assert made.gradient_of(weight) is made.gradient_of(weight)
-    assert current_workspace() is None
+    assert current_memory() is None
     assert made.gradient_of(nn.Parameter(weight.detach())).data_ptr() != made.gradient_of(weight).data_ptr()
 
 
@@ -151,7 +151,7 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are given back on Linux")
 def test_pages_of_what_is_done_with_are_given_back() -> None:
-    made = Workspace()
+    made = TrainingMemory()
     done, kept = nn.Parameter(torch.zeros(8 << 20)), nn.Parameter(torch.zeros(1 << 20))
     made.gradient_of(done).fill_(1.0)
     kept.grad = made.gradient_of(kept).fill_(2.0)
@@ -174,8 +174,8 @@ def test_without_addresses_to_reserve_the_heap_does_it(monkeypatch: pytest.Monke
     def refuse(size: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(workspace_module, "_pages", refuse)
-    made = Workspace()
+    monkeypatch.setattr(memory_module, "_pages", refuse)
+    made = TrainingMemory()
     assert made._stack is None
     states = torch.randn(64, requires_grad=True)
     with made.keeping(()):

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from trueward.models.backend import forget_pages, forget_range
 
-__all__ = ["Workspace", "current_workspace", "zeros_apart"]
+__all__ = ["TrainingMemory", "current_memory", "zeros_apart"]
 
 # Below this many bytes a tensor is as well off in the heap.
 _LEAST_APART, _LEAST_KEPT = 1 << 20, 1 << 16
@@ -87,7 +87,7 @@ class _Stack:
         return torch.frombuffer(buffer, dtype=dtype)
 
 
-class Workspace:
+class TrainingMemory:
     """Where the gradients of one training run lie, and what a forward keeps for its backward.
 
     A gradient is overwritten by that of the next step.
@@ -105,7 +105,7 @@ class Workspace:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Within, it is `current_workspace`."""
+        """Within, it is `current_memory`."""
         token = _CURRENT.set(self)
         try:
             yield
@@ -176,9 +176,9 @@ class Workspace:
             yield
 
 
-_CURRENT: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+_CURRENT: ContextVar[TrainingMemory | None] = ContextVar("memory", default=None)
 
 
-def current_workspace() -> Workspace | None:
-    """The workspace of the step that is being taken; None outside of one."""
+def current_memory() -> TrainingMemory | None:
+    """The memory of the step that is being taken; None outside of one."""
     return _CURRENT.get()
