@@ -258,7 +258,7 @@ def main() -> int:
         for model in dict.fromkeys(case.model for case in cases):
             _prepare(model, folder)
         asked_of = {"stage": "predict", "cases": [_of(case, folder) for case in cases]}
-        predicted = run_module(_MODULE, asked_of, folder)["cases"]
+        predicted = run_module(_MODULE, asked_of, folder, allocator="kept")["cases"]
         for case, figures in zip(cases, predicted, strict=True):
             rows.append(check(case, figures, folder))
             console.print(table(rows)[len(rows) + 1], markup=False)

@@ -12,7 +12,6 @@ from trueward.rollouts import cache, local
     [
         (head, "_CHUNK_ELEMENTS"),
         (head, "_CHUNK_ELEMENTS_GPU"),
-        (head, "_KEPT_ELEMENTS"),
         (local, "_KV_BYTES"),
         (local, "_KV_SHARE_GPU"),
         (local, "_LOGITS_ELEMENTS"),
@@ -24,3 +23,7 @@ from trueward.rollouts import cache, local
 )
 def test_the_plan_counts_with_the_engines_own_bounds(module: object, name: str) -> None:
     assert getattr(predict_memory, name) == getattr(module, name)
+
+
+def test_what_the_head_keeps_lies_where_its_chunk_lay() -> None:
+    assert head._KEPT_ELEMENTS == head._CHUNK_ELEMENTS

@@ -9,7 +9,7 @@ where it ends. With several GPUs everything is per GPU, under FSDP2: weights, gr
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -36,15 +36,23 @@ __all__ = ["Memory", "Moment", "Part", "Roles", "predict_memory", "roles_of", "r
 
 _FLOAT, _HALF = 4, 2
 _BYTES = {"float32": 4, "bfloat16": 2}
-# models.head: logits of one chunk, and up to how many their softmax is kept; a chunk is turned in place, and
-# its gradient is there once more in the precision of the products.
-_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_GPU, _KEPT_ELEMENTS, _CHUNK_COPIES = 1 << 24, 1 << 27, 1 << 24, 2
+# models.head: logits of one chunk; up to as many their softmax is kept, in the same place.
+_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_GPU = 1 << 24, 1 << 27
 # rollouts.local: bounds of one part of the drawing, and from how many steps on weights are laid out;
 # rollouts.cache: slots that are made at a time.
 _KV_BYTES, _KV_SHARE_GPU, _LAY_STEPS, _ROOM = 1 << 30, 0.125, 16, 32
 _LOGITS_ELEMENTS, _LOGITS_ELEMENTS_GPU = 1 << 25, 1 << 28
 # rollouts.sampling.draw: logits, their log-softmax and its exponential in float32, cumulative sum in float64.
 _DRAW_BYTES = 4 + 4 + 4 + 8
+# What lies in the heap, among what comes and goes; the rest lies apart (models.memory).
+_HEAP = (
+    "gradients at work",
+    "vocabulary head at work",
+    "one layer at work",
+    "keys and values",
+    "logits being drawn from",
+    "prompts at work",
+)
 
 
 class Part(NamedTuple):
@@ -182,12 +190,15 @@ def row_of(work: Work, tokens: float, *, gpu: bool) -> Row:
     )
 
 
-def _head(shape: Shape, scored: float, *, gpu: bool) -> float:
-    """Bytes of the vocabulary head at work."""
-    elements = scored * shape.vocab_size
-    kept = _FLOAT * elements if elements <= _KEPT_ELEMENTS else 0
-    chunk = min(elements, max(_CHUNK_ELEMENTS_GPU if gpu else _CHUNK_ELEMENTS, shape.vocab_size))
-    return kept + _CHUNK_COPIES * _FLOAT * chunk
+def _head(shape: Shape, scored: float, how: Arithmetic, *, entropy: bool) -> float:
+    """Bytes of the vocabulary head at work: the logits of a chunk, in float32, changed in place.
+
+    In sixteen bits they come in a copy of their own, and their gradient goes in one. entropy: a copy more.
+    """
+    most = _CHUNK_ELEMENTS_GPU if how.gpu else _CHUNK_ELEMENTS
+    chunk = min(scored * shape.vocab_size, max(most, shape.vocab_size))
+    copies = 2 * _HALF if how.compute_bytes == _HALF else 0
+    return (_FLOAT * (2 if entropy else 1) + copies) * chunk
 
 
 def _parts(named: Iterable[tuple[str, float]]) -> tuple[Part, ...]:
@@ -272,7 +283,7 @@ class _Stage:
             ("one layer at work", working_forward(shape, how, row)),
         ]
         head = [
-            ("vocabulary head at work", _head(shape, row.scored, gpu=how.gpu)),
+            ("vocabulary head at work", _head(shape, row.scored, how, entropy=work.new_tokens > 0)),
             # Of several forwards the first has made it; the others add to it where it lies.
             ("gradient of the head", 0.0 if work.forwards > 1 else self.table),
         ]
@@ -303,7 +314,8 @@ class _Stage:
         """A forward without gradients."""
         row = row_of(self.work, self.work.scoring_tokens, gpu=self.device.gpu)
         # Held-out items and rollouts are scored in the precision of the weights, whatever training has.
-        work = working_forward(self.shape, replace(self.roles.how, autocast=False), row)
+        full = replace(self.roles.how, autocast=False)
+        work = working_forward(self.shape, full, row)
         hidden = 2 * _FLOAT * self.shape.width * row.tokens + _FLOAT * row.mask
         parts = [
             *self.held,
@@ -311,7 +323,7 @@ class _Stage:
             ("one layer at work", work + hidden),
             (
                 "vocabulary head at work",
-                _head(self.shape, row.scored, gpu=self.device.gpu) if self.roles.scored else 0.0,
+                _head(self.shape, row.scored, full, entropy=False) if self.roles.scored else 0.0,
             ),
         ]
         return Moment("a forward without gradients", _parts(parts))
@@ -358,7 +370,20 @@ def predict_memory(recipe: Recipe, shape: Shape, work: Work, device: Device) -> 
     moments = [*stage.training(), stage.scoring()]
     if work.new_tokens:
         moments.append(stage.drawing())
+    if not device.gpu:
+        moments = _with_heap(moments)
     return Memory(work.stage, tuple(moments), work.forward_tokens)
+
+
+def _with_heap(moments: Sequence[Moment]) -> list[Moment]:
+    """On a processor freed memory stays in the heap for the next work, beside what lies apart from it."""
+    at_work = [sum(part.size for part in moment.parts if part.name in _HEAP) for moment in moments]
+    return [
+        Moment(
+            moment.name, (*moment.parts, *_parts([("kept in the heap from other work", max(at_work) - own)]))
+        )
+        for moment, own in zip(moments, at_work, strict=True)
+    ]
 
 
 def _per_gpu(work: Work, gpus: int) -> Work:
