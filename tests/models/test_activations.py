@@ -15,7 +15,7 @@ from trueward.models.memory import TrainingMemory
 from trueward.models.norms import is_rms_norm, rms_norm
 from trueward.models.packing import Packed, pack
 from trueward.models.products import product, recomputed
-from trueward.models.scoring import hidden_states
+from trueward.models.scoring import hidden_states, unwrap
 from trueward.models.tiny import KINDS, Kind, tiny_model
 from trueward.trainers.loop import checkpoint_activations
 
@@ -218,6 +218,35 @@ def test_a_part_that_only_looks_like_a_known_one_is_not_taken_for_it() -> None:
     layer = tiny_model("llama", 3).base_model.layers[0]
     assert activations._is_gated(layer.mlp)
     assert is_rms_norm(layer.input_layernorm)
+
+
+def test_trying_a_part_draws_no_random_numbers() -> None:
+    model = apply_lora(tiny_model("llama", 3), LoraSettings(dropout=0.5), seed=0).train()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert activations._is_gated(unwrap(model).base_model.layers[0].mlp)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert unwrap(model).base_model.layers[0].mlp.training
+
+
+class Limited(TwiceGated):
+    """Of one class: the formula, or not, by its configuration."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, states: Tensor) -> Tensor:
+        gated = self.act_fn(self.gate_proj(states)) * self.up_proj(states)
+        out: Tensor = self.down_proj(gated.clamp(max=self.limit))
+        return out
+
+
+def test_modules_of_one_class_are_tried_each() -> None:
+    torch.manual_seed(0)
+    assert activations._is_gated(Limited(float("inf")))
+    assert not activations._is_gated(Limited(-1.0))
 
 
 def test_rms_norm_by_hand() -> None:

@@ -8,15 +8,17 @@ comes from instead of the input (`models.products`). The model stays unmodified:
 Not here: activation checkpointing, which computes whole layers again; its layers are left alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import activations as transformers_activations
 
+from trueward.models.inner import evaluating
 from trueward.models.memory import current_memory
 from trueward.models.norms import is_rms_norm, rms_norm
 from trueward.models.products import product, recomputed
@@ -26,8 +28,8 @@ __all__ = ["few_activations"]
 # Elements of the hidden states of all layers from which memory matters more than the calls that save it.
 _LEAST_ELEMENTS = 1 << 18
 _GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
-# Whether an MLP of a class, with an activation of a class, computes down(act(gate(x)) * up(x)): tried once.
-_TRIED: dict[tuple[type, type], bool] = {}
+# Whether an MLP computes down(act(gate(x)) * up(x)): tried once.
+_TRIED: MutableMapping[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -43,16 +45,15 @@ def _is_gated(module: nn.Module) -> bool:
     """Whether the module computes `down(act(gate(x)) * up(x))` and nothing else."""
     if tuple(sorted(name for name, _ in module.named_children())) != tuple(sorted(_GATED)):
         return False
-    gate, act = module.get_submodule("gate_proj"), module.get_submodule("act_fn")
-    weight = getattr(gate, "weight", None)
+    weight = getattr(module.get_submodule("gate_proj"), "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
         return False
-    key = type(module), type(act)
-    if key not in _TRIED:
-        with torch.no_grad():
+    if module not in _TRIED:
+        # Without dropout of adapters, which would also draw from the step's random numbers.
+        with evaluating(module):
             states = torch.linspace(-2, 2, 3 * weight.shape[1], dtype=weight.dtype).reshape(1, 3, -1)
-            _TRIED[key] = torch.equal(_gated(module, states, keep=True), module.forward(states))
-    return _TRIED[key]
+            _TRIED[module] = torch.equal(_gated(module, states, keep=True), module.forward(states))
+    return _TRIED[module]
 
 
 def _gated(module: nn.Module, states: Tensor, *, keep: bool = False) -> Tensor:

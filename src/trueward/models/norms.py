@@ -7,8 +7,9 @@ u is computed again from x. Sums are in the precision of the states, as those of
 Axes: L tokens (any leading axes), D width.
 """
 
+from collections.abc import MutableMapping
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from trueward.models.products import comes_from
 
 __all__ = ["is_rms_norm", "rms_norm"]
 
-# Whether a class of modules computes this formula with the epsilon it names: tried once.
-_TRIED: dict[type, bool] = {}
+# Whether a module computes this formula with the epsilon it names: tried once.
+_TRIED: MutableMapping[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _unit(states_LD: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -97,12 +98,12 @@ def is_rms_norm(module: nn.Module) -> bool:
         return False
     if weight.dtype not in (torch.float32, torch.float64) or not type(module).__name__.endswith("RMSNorm"):
         return False
-    if type(module) not in _TRIED:
+    if module not in _TRIED:
         with torch.no_grad():
             states_LD = torch.linspace(-2, 3, 3 * len(weight), dtype=weight.dtype).reshape(1, 3, -1)
             expected = module.forward(states_LD)
-            _TRIED[type(module)] = torch.allclose(rms_norm(module, states_LD), expected, rtol=1e-5, atol=1e-6)
-    return _TRIED[type(module)]
+            _TRIED[module] = torch.allclose(rms_norm(module, states_LD), expected, rtol=1e-5, atol=1e-6)
+    return _TRIED[module]
 
 
 def rms_norm(module: nn.Module, states_LD: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ __all__ = ["RowAdamW", "gradient_values", "row_gradients"]
 @contextmanager
 def row_gradients(model: nn.Module, memory: TrainingMemory, *, weight_decay: float = 0.0) -> Iterator[None]:
     """Within, embedding tables that are nothing else, or the vocabulary head too, give autograd gradients of
-    the rows that were looked up, and the head adds its own in place.
+    the rows that were looked up, and products add that of their weight in place, where `memory` has room.
 
     The first only on a processor: on a GPU finding distinct rows would wait for the device.
     """
