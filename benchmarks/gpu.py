@@ -1,20 +1,20 @@
 """Trueward on one NVIDIA GPU: step time, utilisation and memory of SFT, reward model, DPO and a GRPO update.
 
-    python -m benchmarks.gpu --out gpu.json
+    python -m benchmarks.gpu --results benchmarks/performance.json
 Beside it a plain padded loop, with and without recomputed activations, and TRL where it is installed. Random
 weights, the testbed's words: no network, no data. `--device cpu --tiny` runs the same code as a test.
 """
 
 import argparse
+import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,27 +22,43 @@ from rich.console import Console
 from benchmarks import gpu_ours, gpu_plain
 from benchmarks.gpu_work import METHODS, SIZES, Job, Measured, matmul_flops_per_s, measure
 from benchmarks.process import run_module
+from benchmarks.results import record
 from trueward.core.errors import RunError, TruewardError
-from trueward.core.files import write_json
-from trueward.trainers.settings import Precision
 
-__all__ = ["Line", "main", "parse", "table"]
+__all__ = ["Figures", "main", "parse", "table"]
 
-SEQUENCES: Mapping[str, int] = {"tiny": 8, "135M": 64, "1.5B": 32}
+SEQUENCES: Mapping[str, int] = {"tiny": 8, "135M": 64, "1.5B": 64}
 """Answers of an optimizer step, by size of the model."""
 
 
+SIDES = (
+    "Trueward",
+    "Trueward, recomputing",
+    "padded loop",
+    "padded loop in parts",
+    "padded loop, recomputing",
+    "TRL",
+    "TRL, recomputing",
+)
+PART = 16
+"""Answers of one forward of the padded loop that takes a step in parts, sorted by length."""
+
+
 class Side(NamedTuple):
-    """One way to train. `checkpointing`: recompute activations in the backward."""
+    """One way to train. `checkpointing`: recompute activations in the backward. `per_forward`: answers of one
+    forward; 0: all."""
 
     name: str
     checkpointing: bool
     run: Callable[[Job], Measured]
+    per_forward: int = 0
 
 
-class Line(NamedTuple):
-    """Medians of one side under one job, over its rounds. `speed`: how many times its step takes as long as
-    Trueward's."""
+class Figures(NamedTuple):
+    """Medians of one side under one job, over its rounds; `failed` says why there are none.
+
+    speed: how many times its step takes as long as Trueward's.
+    """
 
     method: str
     size: str
@@ -67,8 +83,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4, help="timed steps of a run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side: A B A B")
-    parser.add_argument("--no-trl", action="store_true", help="leave TRL out where it is installed")
-    parser.add_argument("--out", type=Path, help="write every run and the table as JSON")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--trl", nargs="*", choices=list(METHODS), default=list(METHODS), help="methods to run TRL with"
+    )
+    parser.add_argument("--results", type=Path, help="file of measured lines, written after every run")
     asked = parser.parse_args(arguments)
     if asked.tiny:
         asked.sizes = ["tiny"]
@@ -93,15 +112,16 @@ def sides(asked: argparse.Namespace, method: str) -> list[Side]:
         Side("Trueward", False, lambda job: measure(job, gpu_ours.start)),
         Side("Trueward, recomputing", True, lambda job: measure(job, gpu_ours.start)),
         Side("padded loop", False, lambda job: measure(job, gpu_plain.start)),
+        Side("padded loop in parts", False, lambda job: measure(job, gpu_plain.start), PART),
         Side("padded loop, recomputing", True, lambda job: measure(job, gpu_plain.start)),
     ]
     # Its GRPO samples inside the step, which is another measurement.
-    if not asked.no_trl and method != "grpo" and find_spec("trl") is not None:
+    if method in asked.trl and method != "grpo" and find_spec("trl") is not None:
         found += [Side("TRL", False, _trl), Side("TRL, recomputing", True, _trl)]
-    return found
+    return [side for side in found if side.name in asked.sides]
 
 
-def lines_of(job: Job, runs: Mapping[str, Sequence[Measured]], peak_flops_per_s: float) -> list[Line]:
+def lines_of(job: Job, runs: Mapping[str, Sequence[Measured]], peak_flops_per_s: float) -> list[Figures]:
     """Figures of every side; losses are compared with the first side's, step by step of the first round."""
     first = next(iter(runs.values()))
     base_s = [second for run in first for second in run.step_s]
@@ -110,7 +130,9 @@ def lines_of(job: Job, runs: Mapping[str, Sequence[Measured]], peak_flops_per_s:
         seconds = [second for run in of_side for second in run.step_s]
         failed = next((run.failed for run in of_side if run.failed), "")
         if not seconds:
-            lines.append(Line(job.method, job.size, name, len(of_side), None, None, None, None, None, failed))
+            lines.append(
+                Figures(job.method, job.size, name, len(of_side), None, None, None, None, None, failed)
+            )
             continue
         shares = [
             f / s / peak_flops_per_s for run in of_side for f, s in zip(run.flops, run.step_s, strict=True)
@@ -118,7 +140,7 @@ def lines_of(job: Job, runs: Mapping[str, Sequence[Measured]], peak_flops_per_s:
         peaks = [run.peak_bytes / 2**30 for run in of_side if run.peak_bytes is not None]
         pairs = list(zip(first[0].losses, of_side[0].losses, strict=False))
         lines.append(
-            Line(
+            Figures(
                 job.method,
                 job.size,
                 name,
@@ -138,7 +160,7 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def table(lines: Sequence[Line]) -> str:
+def table(lines: Sequence[Figures]) -> str:
     """Markdown."""
     head = ("model", "method", "side", "step ms", "Trueward is faster by", "MFU", "peak GiB", "loss diff")
     rows = [head, ("---",) * len(head)]
@@ -158,22 +180,54 @@ def table(lines: Sequence[Line]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def _conditions(asked: argparse.Namespace, peak_flops_per_s: float, precision: str) -> dict[str, Any]:
-    device = torch.device(asked.device)
-    names = ("torch", "transformers", *(["trl"] if find_spec("trl") is not None else []))
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": f"{precision} over float32 weights" if precision != "float32" else precision,
-        "matmul_flops_per_s": peak_flops_per_s,
-        "versions": {name: version(name) for name in names},
-        "python": sys.version.split()[0],
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks.gpu " + " ".join(sys.argv[1:]),
-    }
+def _keep(file: Path, job: Job, lines: Sequence[Figures], peak_flops_per_s: float) -> None:
+    """Write what is known of a job so far."""
+    device = torch.device(job.device)
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    for line in lines:
+        values = {
+            **line._asdict(),
+            "sequences": job.sequences,
+            "steps": job.steps,
+            "precision": job.precision,
+            "matmul_flops_per_s": peak_flops_per_s,
+        }
+        name = f"gpu/{job.size}/{job.method}/{line.side}"
+        record(file, name, values, command="python -m benchmarks.gpu " + shlex.join(sys.argv[1:]), on=on)
+
+
+def _jobs(asked: argparse.Namespace, size: str) -> Iterator[Job]:
+    for method in asked.methods:
+        yield Job(
+            method=method,
+            size=size,
+            device=asked.device,
+            precision="float32" if asked.tiny else "bfloat16",
+            sequences=asked.sequences or SEQUENCES[size],
+            steps=asked.steps,
+            warmup=asked.warmup,
+        )
+
+
+def _compare(asked: argparse.Namespace, job: Job, peak_flops_per_s: float, console: Console) -> list[Figures]:
+    """Figures of all sides of a job, in turn, round by round."""
+    runs: dict[str, list[Measured]] = {}
+    lines: list[Figures] = []
+    for number in range(asked.rounds):
+        for side in sides(asked, job.method):
+            got = side.run(job._replace(checkpointing=side.checkpointing, per_forward=side.per_forward))
+            runs.setdefault(side.name, []).append(got)
+            shown = got.failed or f"{1e3 * median(got.step_s):.1f} ms"
+            told = f"{job.size} {job.method}: round {number + 1}, {side.name}: {shown}"
+            console.print(told, style="dim", highlight=False)
+            lines = lines_of(job, runs, peak_flops_per_s)
+            if asked.results is not None:
+                _keep(asked.results, job, lines, peak_flops_per_s)
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the record after every line of work.
+    """Measure, print the table, keep the lines after every run.
 
     Returns:
         0; 2 where there is no such device.
@@ -185,41 +239,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    precision: Precision = "float32" if asked.tiny else "bfloat16"
+    # Rows of every length: without it the allocator of torch holds a block for each, on all sides.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     dtype = torch.float32 if asked.tiny else torch.bfloat16
     peak_flops_per_s = matmul_flops_per_s(torch.device(asked.device), dtype)
-    lines: list[Line] = []
-    records: list[dict[str, Any]] = []
+    lines: list[Figures] = []
     for size in asked.sizes:
-        for method in asked.methods:
-            job = Job(
-                method=method,
-                size=size,
-                device=asked.device,
-                precision=precision,
-                sequences=asked.sequences or SEQUENCES[size],
-                steps=asked.steps,
-                warmup=asked.warmup,
-            )
-            runs: dict[str, list[Measured]] = {}
-            for number in range(asked.rounds):
-                for side in sides(asked, method):
-                    got = side.run(job._replace(checkpointing=side.checkpointing))
-                    runs.setdefault(side.name, []).append(got)
-                    shown = got.failed or f"{1e3 * median(got.step_s):.1f} ms"
-                    console.print(f"{size} {method}: round {number + 1}, {side.name}: {shown}", style="dim")
-            lines += lines_of(job, runs, peak_flops_per_s)
-            records.append({"job": job._asdict(), "runs": _records(runs)})
-            if asked.out is not None:
-                conditions = _conditions(asked, peak_flops_per_s, precision)
-                shown_lines = [line._asdict() for line in lines]
-                write_json(asked.out, {"conditions": conditions, "lines": shown_lines, "records": records})
+        # What was compiled for another model is looked through at every call.
+        torch.compiler.reset()
+        for job in _jobs(asked, size):
+            lines += _compare(asked, job, peak_flops_per_s, console)
     print(table(lines))
     return 0
-
-
-def _records(runs: Mapping[str, Sequence[Measured]]) -> dict[str, list[dict[str, Any]]]:
-    return {name: [run._asdict() for run in of_side] for name, of_side in runs.items()}
 
 
 if __name__ == "__main__":

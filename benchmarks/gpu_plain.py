@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from benchmarks.gpu_ours import advantages
-from benchmarks.gpu_work import Job, Step, make_model
+from benchmarks.gpu_work import METHODS, Job, Step, make_model
 from benchmarks.peak import training_flops
 from trueward.data.chat import TokenGroup
 from trueward.trainers.loop import checkpoint_activations
@@ -51,23 +51,48 @@ def _logps(model: PreTrainedModel, batch: _Batch) -> tuple[Tensor, Tensor]:
     return logps_STV.gather(-1, batch.ids_ST[:, 1:, None]).squeeze(-1), batch.answer_ST[:, 1:]
 
 
-def _loss(
+def _loss_sum(
     job: Job, model: PreTrainedModel, ref: PreTrainedModel | None, batch: _Batch, weights_S: Tensor
 ) -> Tensor:
+    """Sum over pairs (reward, dpo) or tokens of answers (sft, grpo)."""
     if job.method == "reward":
         output = model(input_ids=batch.ids_ST, attention_mask=batch.mask_ST, use_cache=False)
         scores_B2 = output.logits.float().view(-1, 2)
-        return -logsigmoid(scores_B2[:, 0] - scores_B2[:, 1]).mean()
+        return -logsigmoid(scores_B2[:, 0] - scores_B2[:, 1]).sum()
     logps_ST, answer_ST = _logps(model, batch)
     if job.method == "dpo":
         with torch.no_grad():
             ref_ST, _ = _logps(ref or model, batch)
         change_B2 = ((logps_ST - ref_ST) * answer_ST).sum(1).view(-1, 2)
-        return -logsigmoid(0.1 * (change_B2[:, 0] - change_B2[:, 1])).mean()
+        return -logsigmoid(0.1 * (change_B2[:, 0] - change_B2[:, 1])).sum()
     if job.method == "grpo":
         ratio_ST = (logps_ST - logps_ST.detach()).exp()
         logps_ST = torch.minimum(ratio_ST * weights_S[:, None], ratio_ST.clamp(0.8, 1.2) * weights_S[:, None])
-    return -(logps_ST * answer_ST).sum() / answer_ST.sum()
+    return -(logps_ST * answer_ST).sum()
+
+
+def _count(job: Job, groups: Sequence[TokenGroup]) -> int:
+    """What a step's loss is the mean over."""
+    if job.method in ("reward", "dpo"):
+        return len(groups)
+    return sum(len(c.ids) for group in groups for c in group.completions)
+
+
+def _weights(job: Job, groups: Sequence[TokenGroup]) -> dict[int, Tensor]:
+    """Advantages of a group's answers, by the group's identity; 1 where the method has none."""
+    if job.method != "grpo":
+        return {id(group): torch.ones(len(group.completions)) for group in groups}
+    parts = advantages(groups, job.seed).split(METHODS[job.method])
+    return dict(zip(map(id, groups), parts, strict=True))
+
+
+def _parts(job: Job, groups: Sequence[TokenGroup]) -> list[Sequence[TokenGroup]]:
+    """Groups of one forward, the longest first, so that a part is padded little."""
+    if not job.per_forward:
+        return [groups]
+    size = max(1, job.per_forward // METHODS[job.method])
+    ordered = sorted(groups, key=lambda g: -len(g.prompt_ids) - max(len(c.ids) for c in g.completions))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def start(
@@ -89,15 +114,19 @@ def start(
         return torch.autocast(device.type, dtype=torch.bfloat16) if low else nullcontext()
 
     def step(groups: Sequence[TokenGroup]) -> float:
-        batch = _padded(groups, device, int(words.pad_token_id))
-        weights_S = advantages(groups, job.seed).to(device) if job.method == "grpo" else batch.ids_ST[:, 0]
-        with precision():
-            loss = _loss(job, model, ref, batch, weights_S)
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        weights = _weights(job, groups)
+        total, count = torch.zeros((), device=device), _count(job, groups)
+        for part in _parts(job, groups):
+            batch = _padded(part, device, int(words.pad_token_id))
+            weights_S = torch.cat([weights[id(group)] for group in part]).to(device)
+            with precision():
+                loss = _loss_sum(job, model, ref, batch, weights_S) / count
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
+        return float(total)
 
     def flops(groups: Sequence[TokenGroup]) -> float:
         rows = sum(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions)

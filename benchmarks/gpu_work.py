@@ -72,6 +72,7 @@ class Job(NamedTuple):
 
     sequences: answers of an optimizer step; steps: those that are timed, after `warmup` others.
     checkpointing: recompute activations in the backward.
+    per_forward: answers that a peer takes at once, gradients summed; 0: all of a step.
     """
 
     method: Method
@@ -82,6 +83,7 @@ class Job(NamedTuple):
     steps: int
     warmup: int
     checkpointing: bool = False
+    per_forward: int = 0
     lr: float = 1e-5
     seed: int = 0
 

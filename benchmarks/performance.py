@@ -56,6 +56,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--forward-tokens", type=int, default=512, help="largest forward of Trueward; 0: the batch"
     )
+    parser.add_argument(
+        "--first-moment", choices=_PRECISIONS, default="float32", help="how Trueward keeps AdamW's"
+    )
     parser.add_argument("--batch", type=int, default=8, help="pairs (SFT: answers) per step")
     parser.add_argument("--max-length", type=int, default=512, help="longest prompt plus answer, in tokens")
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens that decoding draws")

@@ -246,6 +246,34 @@ def _start(lines: Sequence[Line]) -> str:
     return markdown(["imports done s", "first step done s", "target"], rows)
 
 
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _gpu(lines: Sequence[Line]) -> str:
+    cells = "model,method,side,answers x steps,step ms,Trueward is faster by,MFU,peak GiB,loss diff"
+    rows = []
+    for line in lines:
+        _, size, method, side = line.name.split("/")
+        v = line.values
+        rows.append(
+            [
+                size,
+                method,
+                side,
+                f"{v['sequences']} x {v['steps']}",
+                v["failed"] or _cell(v["step_s"] and 1e3 * v["step_s"], ".0f"),
+                _cell(v["speed"], ".2f"),
+                _cell(v["utilisation"], ".0%"),
+                _cell(v["peak_gib"], ".1f"),
+                _cell(v["loss_difference"], ".0e"),
+            ]
+        )
+    rates = sorted({round(line.values["matmul_flops_per_s"] / 1e12) for line in lines})
+    measured = " to ".join(map(str, rates)) if len(rates) < 3 else f"{rates[0]} to {rates[-1]}"
+    return f"{markdown(cells.split(','), rows)}\n\nMatrix peak measured in the same runs: {measured} TFLOP/s."
+
+
 _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
     "trl": ("trl", _trl),
     "utilisation": ("trl", _utilisation),
@@ -256,6 +284,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
     "cost": ("cost", _cost),
     "tried": ("tried", _tried),
     "start": ("start", _start),
+    "gpu": ("gpu", _gpu),
 }
 
 

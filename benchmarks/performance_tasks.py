@@ -56,6 +56,8 @@ def _trl(asked: Namespace) -> Iterator[Task]:
                         words = ["trl", size, method, precision, _threads(threads), allocator]
                         if asked.peer_recomputes == "no":
                             words.append("TRL keeps activations")
+                        if asked.first_moment == "bfloat16":
+                            words.append("first moment in bfloat16")
                         yield Task(
                             "/".join(words), _comparison(asked, size, method, precision, threads, allocator)
                         )
@@ -77,6 +79,7 @@ def _comparison(
             checkpointing=False,
             precision=precision,
             new_tokens=asked.new_tokens,
+            first_moment=asked.first_moment,
         )
         if asked.forward_tokens:
             # A group is never cut, so the largest one is the least a forward can take.

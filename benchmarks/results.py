@@ -82,22 +82,22 @@ def read_lines(file: Path) -> list[Line]:
     return [Line(**line) for line in found["lines"]]
 
 
-def measured(name: str, values: Mapping[str, Any], *, command: str) -> Line:
-    """A line measured here and now."""
+def measured(name: str, values: Mapping[str, Any], *, command: str, on: str = "") -> Line:
+    """A line measured here and now; `on`: the device it ran on, where that is not the processor."""
     return Line(
         name=name,
         date=now(),
         command=command,
-        machine=machine(),
+        machine=on or machine(),
         versions=_versions(),
         commit=str(code_version().get("commit", "")),
         values=dict(values),
     )
 
 
-def record(file: Path, name: str, values: Mapping[str, Any], *, command: str) -> Line:
-    """Add a line to the file, in place of an older one of its name."""
-    line = measured(name, values, command=command)
+def record(file: Path, name: str, values: Mapping[str, Any], *, command: str, on: str = "") -> Line:
+    """Add a line to the file, in place of an older one of its name; see `measured`."""
+    line = measured(name, values, command=command, on=on)
     others = [other for other in read_lines(file) if other.name != name]
     lines = sorted([*others, line], key=lambda each: each.name)
     write_json(file, {"schema": SCHEMA, "lines": [asdict(each) for each in lines]})

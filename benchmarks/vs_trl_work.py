@@ -114,6 +114,8 @@ class Job(NamedTuple):
     """Largest forward of Trueward, tokens; None takes the whole batch at once, as TRL does."""
     precision: Precision = "float32"
     """Arithmetic of the matrix products; weights and optimizer are float32 on both sides."""
+    first_moment: Precision = "float32"
+    """In which Trueward keeps AdamW's first moment; TRL's is float32."""
     completions: int = 8
     """GRPO: completions of a prompt."""
     new_tokens: int = 64
@@ -272,6 +274,7 @@ def settings_of(job: Job) -> TrainSettings:
         warmup_ratio=0.0,
         activation_checkpointing=job.checkpointing,
         precision=job.precision,
+        first_moment=job.first_moment,
         save_every=job.steps + 1,
         seed=0,
     )

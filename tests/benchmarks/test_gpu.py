@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from benchmarks.gpu import main
 from benchmarks.gpu_work import Job, batches_of, conversations, tokenizer
-
-from trueward.core.files import read_json
+from benchmarks.performance_page import sections
+from benchmarks.results import read_lines
 
 JOB = Job(method="dpo", size="tiny", device="cpu", precision="float32", sequences=8, steps=1, warmup=0)
 
@@ -25,15 +25,17 @@ def test_conversations_are_as_long_as_people_write_them() -> None:
 
 @pytest.mark.slow
 def test_both_sides_run_and_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--device", "cpu", "--tiny", "--no-trl", "--steps", "1", "--warmup", "1", "--rounds", "1"]
-    assert main([*arguments, "--sequences", "8", "--out", str(tmp_path / "gpu.json")]) == 0
-    record = read_json(tmp_path / "gpu.json")
-    assert len(record["lines"]) == 4 * 4
-    for line in record["lines"]:
-        assert line["failed"] == ""
-        assert line["loss_difference"] < 1e-5, line
-        assert line["step_s"] > 0
-        assert line["peak_gib"] is None
+    arguments = ["--device", "cpu", "--tiny", "--trl", "--steps", "1", "--warmup", "1", "--rounds", "1"]
+    assert main([*arguments, "--sequences", "8", "--results", str(tmp_path / "gpu.json")]) == 0
+    lines = read_lines(tmp_path / "gpu.json")
+    assert len(lines) == 4 * 5
+    for line in lines:
+        assert line.part == "gpu"
+        assert line.values["failed"] == ""
+        assert line.values["loss_difference"] < 1e-5, line
+        assert line.values["step_s"] > 0
+        assert line.values["peak_gib"] is None
+    assert "padded loop, recomputing" in sections(lines)["gpu"]
     assert "padded loop, recomputing" in capsys.readouterr().out
 
 

@@ -52,6 +52,18 @@ def line(name: str, **values: object) -> Line:
 
 
 EVERY_PART = [
+    line(
+        "gpu/1.5B/dpo/padded loop",
+        step_s=0.5,
+        speed=2.5,
+        utilisation=0.2,
+        peak_gib=60.0,
+        loss_difference=None,
+        failed="",
+        sequences=64,
+        steps=4,
+        matmul_flops_per_s=8e14,
+    ),
     line("trl/135M/dpo/float32/1 thread/default", **COMPARED),
     line(
         "decode/135M/float32/1 thread/8 x 64",
@@ -171,6 +183,8 @@ def test_every_part_has_its_table_with_source_and_verdict() -> None:
     assert "| 70% | 65%: met |" in found["utilisation"]
     assert "2x, 1, equal text: missed (text) |" in found["decode"]
     assert "| 2.50x | 2.40x |" in found["ppo"] and "2x, 1.3, 1e-04: missed (memory) |" in found["ppo"]
+    assert "| padded loop | 64 x 4 | 500 | 2.50 | 20% | 60.0 | - |" in found["gpu"]
+    assert "800 TFLOP/s" in found["gpu"]
     assert "without s not supported" in found["tried"] and "5 s: missed" in found["start"]
     # The smaller file first, though 10,000 sorts before 1,000.
     assert found["growth"].index("| 1,000 |") < found["growth"].index("| 10,000 |")

@@ -85,7 +85,7 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
         yield from records()
         raise DataError("the source broke")
 
-    twice = [Text(id="a", text="x"), Text(id="a", text="y")]
+    twice = [Text(id="a", text="x"), Text(id="b", text="x"), Text(id="a", text="y")]
     for source, message in ((broken(), "broke"), (twice, "two records have one id"), ([], "no records")):
         with pytest.raises(DataError, match=message):
             write_dataset(tmp_path, "talk", source)

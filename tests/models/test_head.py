@@ -8,6 +8,7 @@ from torch import nn
 
 from trueward.models import head as head_module
 from trueward.models.head import Head, score_tokens
+from trueward.models.head_passes import Passes, logit_gradient, logit_scores
 from trueward.models.memory import TrainingMemory
 from trueward.models.tiny import tiny_model
 from trueward.objectives.logprobs import token_entropy, token_logps
@@ -30,9 +31,11 @@ def parts(dtype: torch.dtype, bias: bool) -> tuple[nn.Linear, torch.Tensor, torc
 @pytest.mark.parametrize(
     ("chunk", "kept"), [(10**6, 10**6), (5 * V, 0), (5 * V, 10**6)], ids=["one", "again", "kept"]
 )
+@pytest.mark.parametrize("passes", [None, Passes()], ids=["in place", "of a compiler"])
 def test_the_fused_head_equals_autograd(
-    monkeypatch: pytest.MonkeyPatch, bias: bool, entropy: bool, chunk: int, kept: int
+    monkeypatch: pytest.MonkeyPatch, bias: bool, entropy: bool, chunk: int, kept: int, passes: Passes | None
 ) -> None:
+    monkeypatch.setattr(head_module, "_passes", lambda device: passes)
     monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(head_module, "_KEPT_ELEMENTS", kept)
     linear, hidden, labels = parts(torch.float64, bias)
@@ -113,3 +116,34 @@ def test_a_head_on_frozen_states_is_trained_in_a_step_too() -> None:
         score_tokens(Head(head, None), hidden_ND, labels_N).logps_N.sum().backward()
     assert head.weight.grad is not None
     assert bool(head.weight.grad.any())
+
+
+def test_passes_of_a_compiler_survive_words_that_cannot_come() -> None:
+    # By hand: of three words one cannot come, the others are 1 : 3, so p = 1/4 and 3/4.
+    logits = torch.tensor([[float("-inf"), 0.0, 3.0]], dtype=torch.float64)
+    logits[0, 2] = torch.tensor(3.0).double().log()
+    labels = torch.tensor([1])
+    logps, greedy, entropy, log_sums = logit_scores(logits, labels, 1.0, True)
+    quarter, rest = torch.tensor(0.25).double(), torch.tensor(0.75).double()
+    expected = -(quarter * quarter.log() + rest * rest.log())
+    torch.testing.assert_close(logps[0], quarter.log())
+    torch.testing.assert_close(entropy[0], expected)
+    assert not greedy.item()
+    one = torch.ones(1, dtype=torch.float64)
+    got = logit_gradient(logits, labels, 1.0, log_sums, one, entropy, one)
+    # g (onehot - p) - g p (log p + H), 0 for the word that cannot come.
+    by_hand = [0.0, 0.75 - quarter * (quarter.log() + expected), -0.75 - rest * (rest.log() + expected)]
+    torch.testing.assert_close(got[0], torch.tensor(by_hand, dtype=torch.float64))
+
+
+def test_passes_of_a_compiler_keep_the_softmax_in_float32() -> None:
+    logits = torch.linspace(-3, 3, 4 * 500).view(4, 500)
+    labels = torch.tensor([0, 7, 250, 499])
+    low = logits.to(torch.bfloat16)
+    got = logit_scores(low, labels, 1.0, True)
+    expected = logit_scores(low.double(), labels, 1.0, True)
+    assert got[0].dtype == torch.float32
+    for mine, theirs in zip((got[0], got[2], got[3]), (expected[0], expected[2], expected[3]), strict=True):
+        torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
+    gradient = logit_gradient(low, labels, 1.0, got[3], torch.ones(4), got[2], None)
+    assert gradient.dtype == torch.bfloat16

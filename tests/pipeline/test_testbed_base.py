@@ -26,7 +26,8 @@ def test_weights_and_settings_are_those_of_the_manifest() -> None:
     manifest = _manifest()
     assert manifest["model_hash"] == model_hash(shipped_base())
     assert manifest["shape"] == BASE_SHAPE.model_dump(mode="json")
-    assert manifest["train"] == BASE_TRAIN.model_dump(mode="json")
+    # Settings that came later have the value they had then.
+    assert type(BASE_TRAIN).model_validate(manifest["train"]) == BASE_TRAIN
 
 
 def test_todays_corpus_is_the_one_it_read() -> None:

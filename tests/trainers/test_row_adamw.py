@@ -14,8 +14,10 @@ from trueward.models.memory import TrainingMemory
 from trueward.models.packing import pack
 from trueward.models.scoring import hidden_states, score_completions
 from trueward.models.tiny import tiny_model
+from trueward.trainers import row_adamw
 from trueward.trainers.optim import build_optimizer, trainable, update
 from trueward.trainers.row_adamw import RowAdamW, gradient_values, row_gradients
+from trueward.trainers.settings import TrainSettings
 from trueward.trainers.state import latest_checkpoint, restore, save_checkpoint
 
 WORDS, WIDTH = 11, 3
@@ -85,9 +87,10 @@ def test_state_and_gradient_hold_the_rows_that_came() -> None:
     assert not model.embed.sparse
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first_moment", ["float32", "bfloat16"])
+def test_a_run_that_goes_on_from_a_checkpoint_is_bit_equal(tmp_path: Path, first_moment: str) -> None:
     whole, half = Scored(), Scored()
-    settings = toy.settings()
+    settings = toy.settings(first_moment=first_moment)
     with row_gradients(whole, TrainingMemory()), row_gradients(half, TrainingMemory()):
         steps(whole, build_optimizer(whole, settings), LOOKED_UP)
         first = build_optimizer(half, settings)
@@ -192,3 +195,47 @@ def test_rows_that_come_before_the_head_are_not_lost() -> None:
     ).backward()
     got, expected = (m.get_input_embeddings().weight.grad for m in (model, plain))
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [7, 1 << 18], ids=["in blocks", "at once"])
+def test_a_first_moment_in_bfloat16_is_rounded_after_each_step(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Kingma & Ba 2015, algorithm 1, in float64, but for m, which is rounded to bfloat16 where it is kept."""
+    monkeypatch.setattr(row_adamw, "_BLOCK_ELEMENTS", block)
+    model = nn.Linear(5, 9)
+    settings = TrainSettings(lr=0.05, first_moment="bfloat16", weight_decay=0.1, adam_beta2=0.95)
+    optimizer = build_optimizer(model, settings)
+    rng = torch.Generator().manual_seed(3)
+    oracle = {name: p.detach().double() for name, p in model.named_parameters()}
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in oracle.items()}
+    for step in range(1, 6):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=rng)
+            m, v = moments[name]
+            grad = parameter.grad.double()
+            m, v = 0.9 * m + 0.1 * grad, 0.95 * v + 0.05 * grad**2
+            decay = 0.1 if parameter.ndim == 2 else 0.0
+            update = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+            oracle[name] = oracle[name] * (1 - settings.lr * decay) - settings.lr * update
+            moments[name] = (m.float().bfloat16().double() if parameter.ndim == 2 else m, v)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach().double(), oracle[name], atol=1e-6, rtol=0)
+        state = optimizer.state[parameter]
+        assert state["exp_avg"].dtype == (torch.bfloat16 if parameter.ndim == 2 else torch.float32)
+        assert state["exp_avg_sq"].dtype == torch.float32 and float(state["step"]) == 5
+
+
+def test_rows_keep_a_first_moment_in_bfloat16_too() -> None:
+    table = nn.Embedding(11, 4)
+    optimizer = build_optimizer(table, TrainSettings(first_moment="bfloat16"))
+    for words in ([3, 5], [5, 7]):
+        with row_gradients(table, TrainingMemory()):
+            table(torch.tensor(words)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    state = optimizer.state[table.weight]
+    assert state["rows"].tolist() == [3, 5, 7]
+    assert state["exp_avg"].dtype == torch.bfloat16 and state["exp_avg"].shape == (3, 4)
+    assert state["exp_avg_sq"].dtype == torch.float32

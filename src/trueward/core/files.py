@@ -13,6 +13,7 @@ from typing import Any
 from trueward.core.errors import DataError, StorageError
 
 __all__ = [
+    "disk_errors",
     "append_jsonl",
     "new_folder",
     "read_json",
@@ -30,7 +31,7 @@ _TAIL_BYTES = 1 << 16
 
 
 @contextmanager
-def _disk_errors(path: Path, *, only: frozenset[int] | None = None) -> Iterator[None]:
+def disk_errors(path: Path, *, only: frozenset[int] | None = None) -> Iterator[None]:
     """Translate the disk's errors; `only` those numbers, where the block also runs a caller's code."""
     try:
         yield
@@ -57,17 +58,17 @@ def _sync(path: Path) -> None:
 def _replace_file(path: Path, pieces: Iterable[str]) -> int:
     """Write `pieces` to a temporary sibling and move it to `path`. Returns the number of pieces."""
     count = 0
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with _disk_errors(path, only=_DISK), os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        with disk_errors(path, only=_DISK), os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             for piece in pieces:
                 file.write(piece)
                 count += 1
             file.flush()
             os.fsync(file.fileno())
-        with _disk_errors(path):
+        with disk_errors(path):
             Path(name).chmod(0o644)
             os.replace(name, path)
             _sync(path.parent)
@@ -106,7 +107,7 @@ def append_jsonl(path: Path, row: object) -> None:
     taken back: every line but the last is always whole.
     """
     line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    with _disk_errors(path):
+    with disk_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             end = _end_of_lines(descriptor)
@@ -184,12 +185,12 @@ def read_jsonl(path: Path) -> Iterator[Any]:
 @contextmanager
 def _staging(path: Path) -> Iterator[Path]:
     """A temporary sibling folder, on disk to the last file when the block ends, and gone if it fails."""
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         folder.chmod(0o755)
     try:
-        with _disk_errors(path, only=_DISK):
+        with disk_errors(path, only=_DISK):
             yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,7 +214,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise StorageError(f"{path} exists already", remedy="choose another folder, or move the old one away")
     with _staging(path) as folder:
         yield folder
-        with _disk_errors(path):
+        with disk_errors(path):
             _sync_below(folder)
             os.rename(folder, path)
             _sync(path.parent)
@@ -228,7 +229,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     with _staging(path) as folder:
         yield folder
         old = folder.with_name(folder.name + ".old")
-        with _disk_errors(path):
+        with disk_errors(path):
             _sync_below(folder)
             if path.exists():
                 os.rename(path, old)

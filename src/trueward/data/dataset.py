@@ -3,11 +3,10 @@
     <folder>/<name>/<hash>/records.jsonl   one record a line
     <folder>/<name>/<hash>/manifest.json   schema, hashes, counts, sources, licence, charter, template
 
-Writing and reading stream; memory holds one record, besides 8 bytes of hash for every id to find duplicates
-(about 80 MB of Python integers for 10^6 records).
+Writing and reading stream; memory holds one record, and hashes of ids, which find duplicates, wait on
+disk.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from trueward.core.files import new_folder, read_json, read_jsonl, write_json, w
 from trueward.core.hashing import hash_file, hash_json, short
 from trueward.data.records import Record, RecordError, from_json, kind_of, to_json
 from trueward.data.split import check_fractions, prompt_key, split_of
+from trueward.data.unique import UniqueIds, id_digest
 
 __all__ = ["DatasetInfo", "DatasetVersion", "Import", "open_dataset", "write_dataset"]
 
@@ -129,30 +129,37 @@ def _version_hash(manifest: Mapping[str, Any]) -> str:
 
 
 class _Counting:
-    """Records on their way to disk: their JSON, with ids checked and kinds and splits counted."""
+    """Records on their way to disk: their JSON, with ids noted and kinds and splits counted."""
 
-    def __init__(self, records: Iterable[Record], info: DatasetInfo) -> None:
+    def __init__(self, records: Iterable[Record], info: DatasetInfo, ids: UniqueIds) -> None:
         self.kinds: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
-        self._records = records
+        self._records, self._ids = records, ids
         self._info = {"fractions": info.fractions, "seed": info.seed, "test_sources": info.test_sources}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        seen: set[int] = set()
         for record in self._records:
-            digest = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
-            key = int.from_bytes(digest, "big")
-            if key in seen:
-                raise DataError(
-                    "two records have one id",
-                    value=record.id,
-                    expected="ids that occur once in a dataset",
-                    remedy="give the files different names, or the rows different ids",
-                )
-            seen.add(key)
+            self._ids.add(record.id)
             self.kinds[kind_of(record)] += 1
             self.splits[_split(record, self._info)] += 1
             yield to_json(record)
+
+
+def _check_ids(file: Path, ids: UniqueIds) -> None:
+    """Refuse an id that occurs twice. The file is only read again where two digests were equal."""
+    repeated = set(ids.repeated())
+    found: set[str] = set()
+    for row in read_jsonl(file) if repeated else ():
+        name = row["id"]
+        if name in found:
+            raise DataError(
+                "two records have one id",
+                value=name,
+                expected="ids that occur once in a dataset",
+                remedy="give the files different names, or the rows different ids",
+            )
+        if id_digest(name) in repeated:
+            found.add(name)
 
 
 def write_dataset(
@@ -183,10 +190,14 @@ def write_dataset(
     if not _NAME.fullmatch(name):
         raise ConfigError("a dataset's name is no file name", value=name, expected="letters, digits, . _ -")
     incoming = folder / name / f"incoming-{uuid.uuid4().hex}"
-    counting = _Counting(records, info)
     with new_folder(incoming) as staging:
+        (staging / "ids").mkdir()
+        ids = UniqueIds(staging / "ids")
+        counting = _Counting(records, info, ids)
         if write_jsonl(staging / "records.jsonl", counting) == 0:
             raise DataError(f"the dataset {name} has no records", expected="at least one")
+        _check_ids(staging / "records.jsonl", ids)
+        shutil.rmtree(staging / "ids")
         manifest = {
             "schema": SCHEMA,
             "name": name,

@@ -1,6 +1,6 @@
 """Import: a file of any known format becomes records; bad rows go to quarantine, too many fail the import.
 
-Streaming: one row in memory at a time, besides 8 bytes of hash for every id that a file states itself.
+Streaming: one row in memory at a time, besides a hash of every id that a file states itself.
 """
 
 import hashlib

@@ -6,7 +6,6 @@ that nobody sees are never computed. Not here: which of the two ways a forward t
 Axes: L tokens of the row, P slots (L padded to whole blocks), n blocks of the row, H heads, d head width.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +23,7 @@ __all__ = [
     "BLOCK",
     "FlexKernel",
     "FlexPlan",
+    "allow_compilations",
     "build_flex_plan",
     "compile_kernel",
     "compiled_kernel",
@@ -57,11 +57,16 @@ def compiled_kernel() -> FlexKernel:
     return compile_kernel()
 
 
+def allow_compilations() -> None:
+    """Let torch compile one function for all the models of a run."""
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _COMPILATIONS)
+
+
 def compile_kernel(backend: str = "inductor") -> FlexKernel:
     """flex-attention under a compiler of torch. `fullgraph`: one that cannot be compiled raises; without it
     torch would run the dense one, which holds L x L scores."""
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, _COMPILATIONS)
+    allow_compilations()
     kernel: FlexKernel = torch.compile(flex_attention, backend=backend, dynamic=True, fullgraph=True)
     return kernel
 
@@ -78,15 +83,19 @@ def num_blocks(num_tokens: int) -> int:
 class FlexPlan:
     """The attention of one row; made by `build_flex_plan`.
 
+    slots: P.
     view: without a window.
     longest: keys of the segment with most keys.
+    compiled: the layers around the attention are compiled too, where they can be (see compiled).
     """
 
     num_tokens: int
+    slots: int
     view: View
     longest: int
     device: torch.device
     kernel: FlexKernel
+    compiled: bool = False
     masks: dict[int | None, BlockMask] = field(default_factory=dict)
 
     def attend(
@@ -108,14 +117,18 @@ class FlexPlan:
         """
         if dropout > 0:
             raise Unsupported("flex-attention has no dropout of attention weights")
-        slots = len(self.view.own_P)
+        slots = self.slots
         usual = query.shape[-1] ** -0.5
-        if scaling is not None and not math.isclose(scaling, usual):
+        if scaling is not None and abs(scaling - usual) > 1e-9 * usual:
             # Into the query: a scale handed to a kernel of dynamic sizes is no constant in it.
             query = query * (scaling / usual)
-        q, k, v = (_to_slots(states, slots) for states in (query, key, value))
+        q, k, v = (_to_slots(_lowered(states), slots) for states in (query, key, value))
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1 and torch.is_grad_enabled():
+            # The backward of shared heads is one program a shared head and block, too few to fill a GPU.
+            k, v = (_each_head(states, groups) for states in (k, v))
         out = self.kernel(q, k, v, block_mask=self.mask(window), enable_gqa=q.shape[1] != k.shape[1])
-        return out[:, :, : self.num_tokens].transpose(1, 2)
+        return out[:, :, : query.shape[2]].transpose(1, 2)
 
     def mask(self, window: int | None) -> BlockMask:
         """Block mask of the layers with this window, made once."""
@@ -124,6 +137,18 @@ class FlexPlan:
         if window not in self.masks:
             self.masks[window] = _block_mask(_within(self.view, window), self.device)
         return self.masks[window]
+
+
+def _lowered(states: Tensor) -> Tensor:
+    """In the precision of products under autocast, as SDPA does: rotary embeddings leave float32 behind."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
+
+
+def _each_head(states: Tensor, groups: int) -> Tensor:
+    """Keys or values [1, heads, P, d] once for each head of queries that reads them."""
+    rows = states.transpose(1, 2).unsqueeze(3).expand(-1, -1, -1, groups, -1)
+    return rows.flatten(2, 3).transpose(1, 2)
 
 
 def _to_slots(states: Tensor, slots: int) -> Tensor:
@@ -200,6 +225,7 @@ def build_flex_plan(
     num_tokens: int,
     device: torch.device | str,
     kernel: FlexKernel | None = None,
+    compiled: bool = False,
 ) -> FlexPlan:
     """Lay out the attention of one row.
 
@@ -209,6 +235,7 @@ def build_flex_plan(
         num_tokens: L, tokens of the row.
         device: where the row lives.
         kernel: None takes the compiled one.
+        compiled: the layers are compiled too; the masks of their windows must be made before (`mask`).
     """
     slots = num_blocks(num_tokens) * BLOCK
     # Padding sees itself alone: a query without keys is nan in some kernels.
@@ -221,8 +248,10 @@ def build_flex_plan(
         stop_P[at] = segment.prefix_start + segment.prefix_length
     return FlexPlan(
         num_tokens=num_tokens,
+        slots=slots,
         view=View(own_P, first_P, stop_P),
         longest=max(s.length + s.prefix_length for s in segments),
         device=torch.device(device),
         kernel=kernel or compiled_kernel(),
+        compiled=compiled,
     )

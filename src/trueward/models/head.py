@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from trueward.models.head_passes import Passes, compiled_passes
 from trueward.models.products import Owner, owner_of
 from trueward.objectives.logprobs import token_entropy, token_logps
 
@@ -114,15 +116,69 @@ class _Linear(NamedTuple):
         return self.full_CV[: len(hidden_nD)].copy_(logits_nV)
 
 
-def _softmax(linear: _Linear, hidden_nD: Tensor, labels_n: Tensor, temperature: float) -> _Softmax:
+def _softmax(room: _Linear, hidden_nD: Tensor, labels_n: Tensor, temperature: float) -> _Softmax:
     """Logits of a chunk, turned in place: four passes over them and no copy (bfloat16: one)."""
-    values_nV = linear.logits(hidden_nD)
+    values_nV = room.logits(hidden_nD)
     if temperature != 1.0:
         values_nV.div_(temperature)
     values_nV.sub_(values_nV.amax(-1, keepdim=True))
     labels_n1 = values_nV.gather(1, labels_n.unsqueeze(1))
     values_nV.exp_()
     return _Softmax(values_nV, values_nV.sum(-1, keepdim=True), labels_n1)
+
+
+class _Compiled(torch.autograd.Function):
+    """What `_Fused` does, with compiled passes over the logits, which are computed again in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        temperature: float,
+        entropy: bool,
+        passes: Passes,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [
+            passes.scores(linear(hidden_ND[at], weight_VD, bias_V), labels_N[at], temperature, entropy)
+            for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
+        ]
+        logps_N, greedy_N, entropy_N, log_sums_N = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.temperature, ctx.entropy, ctx.passes = temperature, entropy, passes
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N)
+        ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
+        return logps_N, entropy_N, greedy_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logps_N, grad_entropy_N, _ = grads
+        hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+        # In full precision: long sums in bfloat16 lose their terms.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
+        for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device):
+            grad_nV = ctx.passes.gradient(
+                linear(hidden_ND[at], weight_VD, bias_V),
+                labels_N[at],
+                ctx.temperature,
+                log_sums_N[at],
+                grad_logps_N[at],
+                entropy_N[at],
+                grad_entropy_N[at] if ctx.entropy else None,
+            )
+            if grad_hidden_ND is not None:
+                torch.mm(grad_nV, weight_VD, out=grad_hidden_ND[at])
+            if grad_weight_VD is not None:
+                grad_weight_VD.add_(grad_nV.T @ hidden_ND[at])
+            if grad_bias_V is not None:
+                grad_bias_V.add_(grad_nV.sum(0))
+        bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
+        weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_ND, weight, bias, None, None, None, None
 
 
 class _Fused(torch.autograd.Function):
@@ -145,16 +201,16 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_words = weight_VD.shape[0]
         keep = any(ctx.needs_input_grad) and hidden_ND.shape[0] * num_words <= _KEPT_ELEMENTS
-        linear = _Linear.of(hidden_ND, weight_VD, bias_V)
-        logps_N = linear.full_CV.new_empty(hidden_ND.shape[0])
+        room = _Linear.of(hidden_ND, weight_VD, bias_V)
+        logps_N = room.full_CV.new_empty(hidden_ND.shape[0])
         greedy_N = torch.empty_like(logps_N, dtype=torch.bool)
         entropy_N = torch.empty_like(logps_N) if entropy else logps_N.new_empty(0)
         kept: list[_Softmax | None] = []
         for at in _chunks(hidden_ND.shape[0], num_words, hidden_ND.device):
             if kept and keep:
                 # What is kept for the backward still lies in the room of the chunk before.
-                linear = _Linear.of(hidden_ND, weight_VD, bias_V)
-            part = _softmax(linear, hidden_ND[at], labels_N[at], temperature)
+                room = _Linear.of(hidden_ND, weight_VD, bias_V)
+            part = _softmax(room, hidden_ND[at], labels_N[at], temperature)
             log_sums_n1 = part.sums_n1.log()
             logps_N[at] = (part.labels_n1 - log_sums_n1).squeeze(1)
             greedy_N[at] = (part.labels_n1 == 0).squeeze(1)
@@ -176,13 +232,13 @@ class _Fused(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
-        linear: _Linear | None = None
+        room: _Linear | None = None
         for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)):
             # Used up in place; a second backward through the same graph computes it again.
             part, ctx.kept[index] = ctx.kept[index], None
             if part is None:
-                linear = linear or _Linear.of(hidden_ND, weight_VD, bias_V)
-                part = _softmax(linear, hidden_ND[at], labels_N[at], ctx.temperature)
+                room = room or _Linear.of(hidden_ND, weight_VD, bias_V)
+                part = _softmax(room, hidden_ND[at], labels_N[at], ctx.temperature)
             grad_n1 = grad_logps_N[at].unsqueeze(1)
             if ctx.entropy:
                 grad_nV = part.exps_nV.div_(part.sums_n1)
@@ -211,6 +267,11 @@ class _Fused(torch.autograd.Function):
         return grad_hidden_ND, weight, bias, None, None, None, None
 
 
+def _passes(device: str) -> Passes | None:
+    """Compiled passes over the logits; None where passes in place are better, or there are none."""
+    return compiled_passes() if device == "cuda" else None
+
+
 def _full(logits_NV: Tensor) -> Tensor:
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
@@ -226,19 +287,21 @@ def score_tokens(
         temperature: > 0; divides the logits.
         entropy: also compute the entropy of each distribution.
     """
-    linear = head.fused
-    if linear is not None:
+    fused = head.fused
+    if fused is not None:
         device = hidden_ND.device.type
-        owner = owner_of(linear.weight, hidden_ND)
-        weight_VD: Tensor = linear.weight if owner is None else linear.weight.detach()
-        bias_V: Tensor | None = linear.bias
+        owner = owner_of(fused.weight, hidden_ND)
+        weight_VD: Tensor = fused.weight if owner is None else fused.weight.detach()
+        bias_V: Tensor | None = fused.bias
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
             bias_V = None if bias_V is None else bias_V.to(dtype)
+        passes = None if owner is not None else _passes(device)
         with torch.autocast(device, enabled=False):
-            logps_N, entropy_N, greedy_N = _Fused.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy, owner
+            function, means = (_Fused, owner) if passes is None else (_Compiled, passes)
+            logps_N, entropy_N, greedy_N = function.apply(  # type: ignore[no-untyped-call]  # untyped in torch
+                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy, means
             )
         return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)
 

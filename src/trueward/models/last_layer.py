@@ -16,17 +16,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["last_layer", "last_layer_parts", "only_rows"]
+__all__ = ["last_layer", "last_layer_parts", "layers_of", "only_rows"]
 
 # Parts whose result for a token depends on that token alone.
 _PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
-def last_layer(backbone: PreTrainedModel) -> nn.Module | None:
-    """The backbone's last layer; None where it cannot be told."""
+def layers_of(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """The backbone's layers in their order; none where they cannot be told."""
     num_layers = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
     stacks = [m for m in backbone.children() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
-    return stacks[0][-1] if len(stacks) == 1 else None
+    return tuple(stacks[0]) if len(stacks) == 1 else ()
+
+
+def last_layer(backbone: PreTrainedModel) -> nn.Module | None:
+    """The backbone's last layer; None where it cannot be told."""
+    layers = layers_of(backbone)
+    return layers[-1] if layers else None
 
 
 def last_layer_parts(backbone: PreTrainedModel) -> tuple[nn.Module, ...]:

@@ -33,11 +33,14 @@ _LINE = 64
 _MAP_NORESERVE = 0x4000
 
 
-def zeros_apart(like: Tensor) -> Tensor:
-    """Zeros of the shape, type and device of a tensor, to be kept over many steps, in pages of their own."""
-    if like.device.type != "cpu" or like.nbytes < _LEAST_APART or not sys.platform.startswith("linux"):
-        return torch.zeros_like(like, memory_format=torch.contiguous_format)
-    return torch.frombuffer(_pages(like.nbytes), dtype=like.dtype).view(like.shape)
+def zeros_apart(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros of the shape and device of a tensor, and its type unless told otherwise, to be kept over many
+    steps, in pages of their own."""
+    dtype = dtype or like.dtype
+    size = like.numel() * dtype.itemsize
+    if like.device.type != "cpu" or size < _LEAST_APART or not sys.platform.startswith("linux"):
+        return torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.frombuffer(_pages(size), dtype=dtype).view(like.shape)
 
 
 def _pages(size: int) -> mmap.mmap:

@@ -31,8 +31,9 @@ __all__ = [
 ]
 
 
-Kernel = Literal["flex", "buckets"]
-"""Two ways to compute the attention of a row: flex-attention, and padded buckets of similar segments."""
+Kernel = Literal["compiled", "flex", "buckets"]
+"""Ways to compute a row: flex-attention inside compiled layers, flex-attention, and padded buckets of similar
+segments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,10 +75,12 @@ class Packed:
         """The attention of this row, laid out at the first call and the same for every layer and model."""
         if kernel not in self.steps:
             size, device = self.num_tokens, self.input_ids_1L.device
-            if kernel == "flex":
-                self.steps[kernel] = build_flex_plan(self.segments, num_tokens=size, device=device)
-            else:
+            if kernel == "buckets":
                 self.steps[kernel] = build_plan(self.segments, num_tokens=size, device=device)
+            else:
+                self.steps[kernel] = build_flex_plan(
+                    self.segments, num_tokens=size, device=device, compiled=kernel == "compiled"
+                )
         return self.steps[kernel]
 
 
@@ -175,6 +178,8 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
     trained: list[bool] = []
     lengths: list[int] = []
     last: list[int] = []
+    labels: list[int] = []
+    sequence: list[int] = []
     segments: list[Segment] = []
     for group in groups:
         start, prompt = len(ids), len(group.prompt_ids)
@@ -187,6 +192,8 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
             predict.extend([start + prompt - 1, *range(first, first + length - 1)])
             position.extend(range(first, first + length))
             trained.extend(completion.trained)
+            labels.extend(completion.ids)
+            sequence.extend([len(lengths)] * length)
             lengths.append(length)
             last.append(first + length - 1)
             # The first completion stands right behind its prompt: together they are one plain causal segment.
@@ -196,26 +203,26 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
         if not group.completions:
             segments.append(Segment(start, prompt, 0, 0))
             last.append(start + prompt - 1)
-    # Indices are worked out on the CPU: nothing here waits for the device.
-    all_ids = torch.tensor(ids)
-    lengths_S = torch.tensor(lengths, dtype=torch.int64)
-    position_N = torch.tensor(position, dtype=torch.int64)
+
+    # Lists, not operations on tensors: nothing here waits for the device, or wakes threads for a few numbers.
+    def indices(values: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(values, dtype=torch.int64))
 
     def to_device(values: Tensor) -> Tensor:
         return values.to(device, non_blocking=True)
 
     return Packed(
-        input_ids_1L=to_device(all_ids.unsqueeze(0)),
-        position_ids_1L=to_device(torch.tensor([positions])),
+        input_ids_1L=indices(ids).unsqueeze(0),
+        position_ids_1L=indices(positions).unsqueeze(0),
         segments=tuple(segments),
-        labels_N=to_device(all_ids[position_N]),
-        predict_N=to_device(torch.tensor(predict, dtype=torch.int64)),
-        position_N=to_device(position_N),
+        labels_N=indices(labels),
+        predict_N=indices(predict),
+        position_N=indices(position),
         trained_N=to_device(torch.tensor(trained, dtype=torch.bool)),
-        sequence_N=to_device(torch.repeat_interleave(lengths_S)),
-        last_S=to_device(torch.tensor(last)),
-        lengths_S=to_device(lengths_S),
-        prompt_lengths=to_device(torch.tensor([len(group.prompt_ids) for group in groups])),
+        sequence_N=indices(sequence),
+        last_S=indices(last),
+        lengths_S=indices(lengths),
+        prompt_lengths=indices([len(group.prompt_ids) for group in groups]),
         groups=tuple(groups),
         num_sequences=len(last),
         num_tokens=len(ids),

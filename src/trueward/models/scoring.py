@@ -3,8 +3,9 @@ rewards, values).
 
 Whether a model can take packed rows is not assumed from its name: at first use the packed and the padded
 forward of a small row are compared, and a model whose two results differ is served by the padded path, with
-one printed notice. Packed rows go through flex-attention on a GPU and through buckets on a CPU: `_KERNELS`
-is the only place that says so. What leaves the fast path is counted (`fallbacks`).
+one printed notice. Packed rows go through flex-attention on a GPU, long ones in compiled layers after another
+such comparison, and through buckets on a CPU: `_KERNELS` is the only place that says so. What leaves the fast
+path is counted (`fallbacks`).
 Axes: L tokens of the row, N completion tokens, S sequences, D width, V vocabulary.
 """
 
@@ -17,12 +18,15 @@ from weakref import WeakKeyDictionary
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
 from trueward.data.chat import Completion, TokenGroup
 from trueward.models.activations import few_activations
 from trueward.models.attention import NAME, AttentionStep, Unsupported, install, takes_packed_rows
+from trueward.models.compiled import LEAST_TOKENS, compile_layers, windows_of
+from trueward.models.flex import FlexPlan
 from trueward.models.head import TokenScores, score_tokens
 from trueward.models.inner import (
     backbone_of,
@@ -84,6 +88,12 @@ class _Route(NamedTuple):
 
 _ROUTES: MutableMapping[nn.Module, _Route] = WeakKeyDictionary()
 _FALLBACKS: MutableMapping[nn.Module, dict[str, int]] = WeakKeyDictionary()
+_COMPILED: MutableMapping[nn.Module, str] = WeakKeyDictionary()
+"""Why the layers of a model are not compiled, once that was tried; empty where they are."""
+_REFUSALS: Mapping[Kernel, str] = {
+    "compiled": "its layers cannot be compiled",
+    "flex": "flex-attention does not run here",
+}
 
 
 def _probe_row(num_words: int, device: torch.device) -> Packed:
@@ -109,8 +119,9 @@ def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Ten
     """Why the model cannot compute its packed rows this way; None if it can."""
     try:
         # With a gradient: the backward of a compiled kernel is a kernel of its own.
-        with torch.set_grad_enabled(kernel == "flex"):
-            got_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.attention(kernel))
+        with torch.set_grad_enabled(kernel != "buckets"):
+            step = _attention_of(model, row, kernel)
+            got_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, step)
             if got_LD.requires_grad:
                 first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
                 torch.autograd.grad(got_LD.float().sum(), first, allow_unused=True)
@@ -120,10 +131,23 @@ def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Ten
         raise
     except RuntimeError as error:
         # A compiler says so when it has no kernel for this card, precision or width of heads.
-        if kernel != "flex":
+        if kernel not in _REFUSALS:
             raise
-        return f"flex-attention does not run here ({type(error).__name__}: {str(error).strip()[:200]})"
+        return _refusal(kernel, error)
     return "its packed forward differs from its padded one" if differs(got_LD, expected_LD) else None
+
+
+def _refusal(kernel: Kernel, error: Exception) -> str:
+    return f"{_REFUSALS[kernel]} ({type(error).__name__}: {str(error).strip()[:200]})"
+
+
+def _attention_of(model: PreTrainedModel, packed: Packed, kernel: Kernel) -> AttentionStep:
+    """The attention of a row, with the masks that compiled layers cannot make for themselves."""
+    step = packed.attention(kernel)
+    if isinstance(step, FlexPlan) and step.compiled:
+        for window in windows_of(backbone_of(model)):
+            step.mask(window)
+    return step
 
 
 def _trial_of_rows(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Tensor) -> bool:
@@ -186,6 +210,26 @@ def _route(model: PreTrainedModel) -> _Route:
     return route
 
 
+def _compiles(model: PreTrainedModel) -> bool:
+    """Whether the layers of a model that takes flex-attention give the same hidden states compiled; tried at
+    the first long row."""
+    if model not in _COMPILED:
+        _COMPILED[model] = _compile_trial(model)
+    reason = _COMPILED[model]
+    if reason:
+        count_fallback(model, reason, "uncompiled")
+    return not reason
+
+
+def _compile_trial(model: PreTrainedModel) -> str:
+    if not compile_layers(backbone_of(model)):
+        return "its layers are not where transformers has them"
+    with evaluating(model), _uncached_casts(model.device.type):
+        row = _probe_row(model.config.get_text_config().vocab_size, model.device)
+        expected_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.attention("flex"))
+        return _trial(model, row, "compiled", expected_LD) or ""
+
+
 def _say(model: PreTrainedModel, reason: str, path: str) -> None:
     counts = _FALLBACKS.setdefault(model, {})
     if reason not in counts:
@@ -223,6 +267,8 @@ def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
         raise ModelError(f"{type(inner).__name__} cannot take packed rows", value=route.reason)
     if route.reason:
         count_fallback(inner, route.reason, "bucketed")
+    if route.kernel == "flex" and packed.num_tokens >= LEAST_TOKENS and _compiles(inner):
+        return _attention_of(inner, packed, "compiled")
     return packed.attention(route.kernel)
 
 
@@ -271,6 +317,12 @@ def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None
     step = row_attention(inner, packed)
     try:
         return run_rows(inner, packed, step, rows_n)
+    except TorchDynamoException as error:
+        if not (isinstance(step, FlexPlan) and step.compiled):
+            raise
+        # Asked of this call only: another mode or precision than that of the trial.
+        _COMPILED[inner] = _refusal("compiled", error)
+        return hidden_states(model, packed, rows_n)
     except Unsupported as error:
         if route.kernel == "buckets":
             raise

@@ -76,6 +76,8 @@ def changes_for(recipe: Recipe, work: Work, tokens_at_once: float) -> list[Chang
         if smaller:
             words = f"activation checkpointing with {smaller[-1].words}"
             found.append(Change(words, (*checkpoint.overrides, *smaller[-1].overrides)))
+    if work.first_moment == "float32":
+        found.append(Change("AdamW's first moment in bfloat16", (f"{key}.first_moment=bfloat16",)))
     if work.precision == "float32":
         found.append(Change("bfloat16 arithmetic", (f"{key}.precision=bfloat16",)))
     found += _adapters(recipe, stage)

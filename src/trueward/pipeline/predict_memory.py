@@ -251,7 +251,8 @@ class _Stage:
     @property
     def moments(self) -> float:
         steps = math.inf if self.work.steps is None else self.work.steps * self.work.updates
-        return 2 * _FLOAT * self._with_state(self.work.step_tokens * steps)
+        each = _FLOAT + (_HALF if self.work.first_moment == "bfloat16" else _FLOAT)
+        return each * self._with_state(self.work.step_tokens * steps)
 
     @property
     def table(self) -> float:

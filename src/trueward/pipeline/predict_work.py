@@ -92,6 +92,7 @@ class Work:
     items: int
     steps: int | None
     precision: Precision
+    first_moment: Precision
     checkpointing: bool
     max_tokens: int
     max_tokens_per_forward: int
@@ -232,6 +233,7 @@ def _listed(
         items=train.batch_size,
         steps=num_steps(train, max(1, items)),
         precision=train.precision,
+        first_moment=train.first_moment,
         checkpointing=train.activation_checkpointing,
         max_tokens=longest,
         max_tokens_per_forward=budget,
@@ -262,6 +264,7 @@ def _drawn(
         items=batch,
         steps=train.iterations,
         precision=train.precision,
+        first_moment=train.first_moment,
         checkpointing=train.activation_checkpointing,
         max_tokens=longest,
         max_tokens_per_forward=budget,

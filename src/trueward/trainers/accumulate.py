@@ -94,7 +94,7 @@ def forward_precision(precision: Precision, device: torch.device) -> AbstractCon
         return nullcontext()
     # A forward casts each weight once. Kept until its end, the casts of all weights would only take memory,
     # and those made without gradient would be read by forwards that need one.
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=device.type != "cpu")
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def accumulate(

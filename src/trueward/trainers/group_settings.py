@@ -133,6 +133,8 @@ class GroupSettings(Config):
     """Decay of AdamW's second moment."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
+    first_moment: Precision = "float32"
+    """Precision of AdamW's first moment of matrices; bfloat16 saves 2 bytes a trained weight."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 never scales."""
     max_tokens_per_forward: int = Field(16384, ge=1)

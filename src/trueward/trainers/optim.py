@@ -62,13 +62,12 @@ def build_optimizer(
         decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((decay, scales.get(name.partition(".")[0], 1.0)), []).append(parameter)
     betas = (settings.adam_beta1, settings.adam_beta2)
-    # One pass over each tensor and no temporaries: 6 to 7 times as fast on a processor as the default.
     return RowAdamW(
         [{"params": p, "weight_decay": decay, LR_SCALE: scale} for (decay, scale), p in groups.items()],
         lr=settings.lr,
         betas=betas,
         eps=settings.adam_eps,
-        fused=True,
+        first_moment=torch.bfloat16 if settings.first_moment == "bfloat16" else torch.float32,
     )
 
 
@@ -114,8 +113,8 @@ def update(
         if max_norm > 0:
             # The factor of torch's clip_grads_with_norm_, which scales no rows of a gradient.
             factor = torch.clamp(max_norm / (torch.tensor(norm) + 1e-6), max=1.0)
-            for grad in grads:
-                grad.mul_(factor)
+            if factor < 1.0:
+                torch._foreach_mul_(grads, factor)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get(LR_SCALE, 1.0)
         optimizer.step()

@@ -34,6 +34,8 @@ class OptimSettings(Protocol):
     @property
     def adam_eps(self) -> float: ...
     @property
+    def first_moment(self) -> Precision: ...
+    @property
     def max_grad_norm(self) -> float: ...
     @property
     def precision(self) -> Precision: ...
@@ -67,6 +69,9 @@ class TrainSettings(Config):
     """Decay of AdamW's second moment (Kingma & Ba 2015); 0.95 is usual for pretraining."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon (Kingma & Ba 2015)."""
+    first_moment: Precision = "float32"
+    """Precision in which AdamW's first moment of matrices is kept from step to step. bfloat16 saves 2 bytes a
+    trained weight and rounds the moment by at most 0.4 %."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Largest gradient norm, longer gradients are scaled down (Pascanu et al. 2013); 0 never scales."""
     precision: Precision = "float32"
