@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from tests.models.rows import MIXED, plain_copy, plain_logps, random_groups
 from trueward.models import compiled as compiled_module
 from trueward.models import flex as flex_module
-from trueward.models import scoring
+from trueward.models import routes
 from trueward.models.compiled import compile_layers, windows_of
 from trueward.models.flex import FlexPlan, compile_kernel
 from trueward.models.packing import Packed, pack
@@ -38,9 +38,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
     kernel = compile_kernel("eager")
     monkeypatch.setattr(flex_module, "compiled_kernel", lambda: kernel)
-    monkeypatch.setattr(scoring, "_KERNELS", {"cpu": ("flex", "buckets")})
-    monkeypatch.setattr(scoring, "LEAST_TOKENS", 1)
-    monkeypatch.setattr(scoring, "compile_layers", lambda backbone: compile_layers(backbone, backend=backend))
+    monkeypatch.setattr(routes, "_KERNELS", {"cpu": ("flex", "buckets")})
+    monkeypatch.setattr(routes, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(routes, "compile_layers", lambda backbone: compile_layers(backbone, backend=backend))
     compiled_module._compiled_call.cache_clear()
     yield made
     compiled_module._compiled_call.cache_clear()
@@ -90,7 +90,7 @@ def test_one_compilation_serves_all_layers_lengths_and_modes(graphs: Graphs) -> 
 def test_short_rows_and_ordinary_calls_are_not_compiled(
     graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "LEAST_TOKENS", row().num_tokens + 1)
+    monkeypatch.setattr(routes, "LEAST_TOKENS", row().num_tokens + 1)
     model = tiny_model("llama")
     hidden_states(model, row())
     assert not graphs
@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_compiled_says_so_once_and_counts(
     def backend(graph: Any, inputs: Any) -> Any:
         raise ValueError("no such card")
 
-    monkeypatch.setattr(scoring, "compile_layers", lambda backbone: compile_layers(backbone, backend=backend))
+    monkeypatch.setattr(routes, "compile_layers", lambda backbone: compile_layers(backbone, backend=backend))
     model = tiny_model("llama")
     got = hidden_states(model, row())
     hidden_states(model, row(more=1))

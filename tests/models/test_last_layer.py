@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.models.rows import MIXED, random_groups
-from trueward.models import last_layer, scoring
+from trueward.models import last_layer, routes
 from trueward.models.last_layer import last_layer_parts, only_rows
 from trueward.models.lora import LoraSettings, apply_lora
 from trueward.models.packing import pack
@@ -17,7 +17,7 @@ from trueward.trainers.loop import checkpoint_activations
 
 
 def last_layer_of(model: nn.Module) -> nn.Module:
-    backbone = scoring.unwrap(model).base_model
+    backbone = routes.unwrap(model).base_model
     return next(m for m in backbone.children() if isinstance(m, nn.ModuleList))[-1]
 
 
@@ -90,13 +90,13 @@ def test_a_part_that_mixes_tokens_is_found_out() -> None:
     model = tiny_model("llama", 3, scale=5.0)
     last_layer_of(model).mlp = Mixing(last_layer_of(model).mlp)
     # Its packed and padded rows differ too, so the trial is called alone, on the packed forward.
-    row = scoring._probe_row(263, model.device)
-    scoring.install(model)
+    row = routes._probe_row(263, model.device)
+    routes.install(model)
     with torch.no_grad():
-        expected_LD = scoring.run_backbone(
+        expected_LD = routes.run_backbone(
             model, row.input_ids_1L, row.position_ids_1L, row.attention("buckets")
         )
-        assert not scoring._trial_of_rows(model, row, "buckets", expected_LD)
+        assert not routes._trial_of_rows(model, row, "buckets", expected_LD)
 
 
 def test_a_part_that_cannot_be_cut_is_computed_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,26 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from trueward.models import relaid
+from trueward.models import onednn, relaid_table
 from trueward.models.relaid import laid_out
 from trueward.models.tiny import KINDS, Kind, tiny_model
+
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not onednn.available(torch.bfloat16), reason="oneDNN has no bfloat16 order on this processor"
+        ),
+    ),
+]
 
 
 def lying_otherwise(model: nn.Module) -> int:
     return sum("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_come_back_as_they_were(kind: Kind, dtype: torch.dtype) -> None:
     model = tiny_model(kind, 1).to(dtype)
@@ -27,7 +37,9 @@ def test_weights_come_back_as_they_were(kind: Kind, dtype: torch.dtype) -> None:
         with laid_out(model) as num_mapped:
             assert num_mapped == 0
             linears = [module for module in model.modules() if type(module) is nn.Linear]
-            assert lying_otherwise(model) == len(linears)
+            tables = [module for module in model.modules() if type(module) is nn.Embedding]
+            tied = [table for table in tables if table.weight is model.get_output_embeddings().weight]
+            assert lying_otherwise(model) == len(linears) + len(tied)
             got = model(input_ids=ids).logits
     assert lying_otherwise(model) == 0
     # Widths of 32 to 64: a few roundings of the precision on logits of about 2.
@@ -40,9 +52,8 @@ def test_a_weight_stands_in_memory_once() -> None:
     tied, untied = tiny_model("qwen3"), tiny_model("llama")
     with laid_out(tied), laid_out(untied):
         assert untied.lm_head.weight.numel() == 0
-        # The embeddings read it too.
-        assert torch.equal(tied.lm_head.weight, tied.model.embed_tokens.weight)
-        assert tied.lm_head.weight.numel() > 0
+        # The embeddings read it too, from the same blocks.
+        assert tied.lm_head.weight.numel() == tied.model.embed_tokens.weight.numel() == 0
         for model in (tied, untied):
             weight = model.model.layers[0].mlp.up_proj.weight
             assert weight.numel() == weight.untyped_storage().nbytes() == 0
@@ -98,9 +109,38 @@ def test_weights_of_a_file_and_other_precisions_stay(tmp_path: object) -> None:
 
 
 def test_an_order_that_does_not_give_the_weight_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaid, "_TRIED", {})
-    packed = relaid._packed
-    monkeypatch.setattr(relaid, "_packed", lambda weight: packed(weight.roll(1)))
+    monkeypatch.setattr(onednn, "_TRIED", {})
+    packed = onednn.packed
+    monkeypatch.setattr(onednn, "packed", lambda weight: packed(weight.roll(1)))
     model = tiny_model("llama")
     with laid_out(model):
         assert lying_otherwise(model) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tied_table_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(relaid_table, "_BLOCK_WORDS", 50)
+    model = tiny_model("qwen3", 1).to(dtype)
+    before = model.lm_head.weight.detach().clone()
+    # Words of every block, the last and shorter one too, some twice; and one word alone, as in a step.
+    ids = torch.tensor([[0, 49, 50, 120, 120, 199, 3, 262, 250, 0]])
+    with torch.no_grad():
+        for some in (ids, ids[:, :1]):
+            expected = model.model.embed_tokens(some), model(input_ids=some).logits
+            with laid_out(model):
+                got = model.model.embed_tokens(some), model(input_ids=some).logits
+            assert torch.equal(got[0], expected[0])
+            torch.testing.assert_close(got[1], expected[1], atol=20 * torch.finfo(dtype).eps, rtol=0)
+    assert torch.equal(model.lm_head.weight, before)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_table_that_others_read_or_that_does_more_is_kept_twice() -> None:
+    model = tiny_model("qwen3")
+    model.third = nn.Linear(*model.lm_head.weight.T.shape, bias=False)
+    model.third.weight = model.lm_head.weight
+    scaled = tiny_model("gemma3")
+    for each in (model, scaled):
+        with laid_out(each):
+            assert each.lm_head.weight.numel() > 0
+            assert torch.equal(each.lm_head.weight, each.model.embed_tokens.weight)

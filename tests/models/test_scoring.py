@@ -20,7 +20,7 @@ from transformers import (
 from tests.models.rows import MIXED, padded, plain_copy, plain_logps, plain_rows, random_groups
 from trueward.core.errors import ModelError
 from trueward.data.chat import TokenGroup
-from trueward.models import flex, scoring
+from trueward.models import flex, routes, scoring
 from trueward.models.heads import ValueHead, reward_from_causal
 from trueward.models.packing import pack, unflatten
 from trueward.models.scoring import (
@@ -249,7 +249,7 @@ def test_bfloat16_agrees_to_its_precision() -> None:
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice that is made on a GPU, with flex-attention run densely."""
-    monkeypatch.setattr(scoring, "_ELSEWHERE", ("flex", "buckets"))
+    monkeypatch.setattr(routes, "_ELSEWHERE", ("flex", "buckets"))
     monkeypatch.setattr(torch_flex, "_validate_device", lambda query, key, value: None)
     monkeypatch.setattr(flex, "compiled_kernel", lambda: flex.compile_kernel("eager"))
 
@@ -289,7 +289,7 @@ def test_a_kernel_that_does_not_run_is_left_and_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # On a CPU flex-attention refuses gradients.
-    monkeypatch.setattr(scoring, "_ELSEWHERE", ("flex", "buckets"))
+    monkeypatch.setattr(routes, "_ELSEWHERE", ("flex", "buckets"))
     model = tiny_model("llama", 3)
     expected = torch.cat(plain_logps(plain_copy(model), random_groups(1, MIXED)))
     got = score_completions(model, pack(random_groups(1, MIXED))).logps_N
