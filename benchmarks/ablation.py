@@ -24,7 +24,7 @@ from benchmarks.vs_trl_watch import Watch
 from benchmarks.vs_trl_work import Job, groups_of, settings_of
 from trueward.core.files import read_json, read_jsonl, write_json
 from trueward.data.chat import TokenGroup
-from trueward.models import backend, scoring
+from trueward.models import backend, routes, scoring
 from trueward.models.head import TokenScores
 from trueward.models.packing import Packed, pack
 from trueward.objectives.logprobs import token_logps
@@ -104,7 +104,7 @@ def _uncached(model: PreTrainedModel) -> AbstractContextManager[Any]:
 
 
 def _padded(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    return patch.object(scoring, "takes_packed_rows", lambda model: "packing is off")
+    return patch.object(routes, "takes_packed_rows", lambda model: "packing is off")
 
 
 def _compiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
@@ -129,7 +129,7 @@ TRAINING: Mapping[str, Callable[[PreTrainedModel], AbstractContextManager[Any]]]
     "without shared prompts": lambda model: patch.object(reference, "pack", _unshared),
     "without completion-only head": lambda model: patch.object(reference, "score_completions", _whole_head),
     "without cached reference": _uncached,
-    "with the whole last layer": lambda model: patch.object(scoring, "last_layer_parts", lambda backbone: ()),
+    "with the whole last layer": lambda model: patch.object(routes, "last_layer_parts", lambda backbone: ()),
     "without computing norms and activations again": _all_kept,
     "without memory apart from the heap (gradients, activations)": lambda model: patch.object(
         step, "row_gradients", lambda model, memory, **_: nullcontext()

@@ -126,7 +126,11 @@ def _decoding(
         for _ in range(asked.rounds):
             for side, found in runs.items():
                 job = DecodeJob(side, str(folder), precision, asked.batch, asked.new_tokens, threads)
-                result = run_module("benchmarks.decode", job._asdict(), folder, threads=threads)
+                # Each side as its own command starts.
+                allocator = "kept" if side == "trueward" else "default"
+                result = run_module(
+                    "benchmarks.decode", job._asdict(), folder, threads=threads, allocator=allocator
+                )
                 ids[side] = result["ids"]
                 # Decoding has no losses; the texts are compared instead.
                 found.append(Run.of({**result, "losses": [0.0]}))

@@ -19,6 +19,12 @@ from trueward.core.run import code_version, now, versions
 __all__ = ["SCHEMA", "Line", "machine", "measured", "read_lines", "record", "select"]
 
 SCHEMA = "trueward.performance/1"
+_VECTORS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2, no bfloat16",
+}
 _PEERS = ("trl", "datasets", "accelerate")
 
 
@@ -45,17 +51,17 @@ class Line:
 
 def machine() -> str:
     """Processor, cores and memory of this machine, in words."""
-    model = platform.processor() or platform.machine()
+    model, vectors = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
+        stated = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+        model = stated.get("model name", model)
+        flags = set(stated.get("flags", "").split())
+        # Processors of one name differ by the machine they are lent through.
+        vectors = next((f" ({words})" for flag, words in _VECTORS.items() if flag in flags), "")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {model}, {gib:.0f} GiB"
+    return f"{os.cpu_count()} cores of {model}{vectors}, {gib:.0f} GiB"
 
 
 def _versions() -> dict[str, str]:

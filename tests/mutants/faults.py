@@ -190,6 +190,63 @@ FAULTS: tuple[Fault, ...] = (
         ("entropy: sign", "return -(logps_BTV.exp()", "return (logps_BTV.exp()"),
     ),
     *_in(
+        "models/head_passes.py",
+        ("models/test_head.py",),
+        (
+            "head: onehot without its 1",
+            "torch.where(chosen_nV, 1.0 - probs_nV,",
+            "torch.where(chosen_nV, probs_nV,",
+        ),
+        ("head: entropy's gradient without H", "logps_nV + entropy_n.unsqueeze(1), 0.0", "logps_nV, 0.0"),
+        ("head: temperature left out of the gradient", "(grad_nV / temperature)", "grad_nV"),
+    ),
+    *_in(
+        "models/compiled.py",
+        ("models/test_compiled.py",),
+        ("compiled: mode not put back", "module.training = True", "module.training = False"),
+        ("compiled: dropout taken for none", "[] if any(map(_drops, training)) else training", "training"),
+        (
+            "compiled: layers of a checkpoint too",
+            'not asked or getattr(self._layer, "gradient_checkpointing", False)',
+            "not asked",
+        ),
+    ),
+    *_in(
+        "models/flex.py",
+        ("models/test_flex.py",),
+        (
+            "flex: heads of a group side by side",
+            "unsqueeze(3).expand(-1, -1, -1, groups, -1)",
+            "unsqueeze(2).expand(-1, -1, groups, -1, -1)",
+        ),
+    ),
+    *_in(
+        "models/relaid_table.py",
+        ("models/test_relaid.py",),
+        (
+            "table: words of the first block",
+            "flat_N[at_n] - block * _BLOCK_WORDS",
+            "flat_N[at_n] - block",
+        ),
+        ("table: not put back", "rows_BD.copy_(block.to_dense())", "rows_BD.zero_()"),
+    ),
+    *_in(
+        "data/unique.py",
+        ("data/test_unique.py",),
+        (
+            "ids: last part not written",
+            "            self._write(part)\n            found",
+            "            found",
+        ),
+        ("ids: neighbours compared with themselves", "found[1:] == found[:-1]", "found[1:] == found[1:]"),
+    ),
+    *_in(
+        "trainers/row_adamw.py",
+        ("trainers/test_row_adamw.py",),
+        ("moment: rounded one not kept", "            kept.copy_(moment)\n", ""),
+        ("moment: each block a step", 'squares, state["step"].clone())', 'squares, state["step"])'),
+    ),
+    *_in(
         "models/norms.py",
         ("models/test_activations.py",),
         ("norm: mean without its sign", "div_(-grad_LD.shape[-1])", "div_(grad_LD.shape[-1])"),
