@@ -116,7 +116,7 @@ def _compiled(model: PreTrainedModel) -> AbstractContextManager[Any]:
 
 
 def _all_kept(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    return patch.object(scoring, "few_activations", lambda backbone, num_tokens: nullcontext())
+    return patch.object(routes, "few_activations", lambda backbone, num_tokens: nullcontext())
 
 
 def _as_it_is(model: PreTrainedModel) -> AbstractContextManager[Any]:
