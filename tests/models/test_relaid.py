@@ -135,6 +135,25 @@ def test_a_tied_table_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch, dtype: 
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_a_table_is_whole_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaid_table, "_BLOCK_WORDS", 50)
+    model = tiny_model("qwen3", 1)
+    with laid_out(model):
+        pass
+    before = model.lm_head.weight.detach().clone()
+    packed = onednn.packed
+
+    def failing(weight: torch.Tensor) -> torch.Tensor:
+        if len(weight) == 50 and torch.equal(weight, before[100:150]):
+            raise MemoryError
+        return packed(weight)
+
+    monkeypatch.setattr(onednn, "packed", failing)
+    with pytest.raises(MemoryError), laid_out(model):
+        pass
+    assert torch.equal(model.lm_head.weight, before) and lying_otherwise(model) == 0
+
+
 def test_a_table_that_others_read_or_that_does_more_is_kept_twice() -> None:
     model = tiny_model("qwen3")
     model.third = nn.Linear(*model.lm_head.weight.T.shape, bias=False)

@@ -23,10 +23,17 @@ class LaidTable:
     def __init__(self, head: nn.Linear, embeddings: nn.Embedding) -> None:
         self._head, self._embeddings = head, embeddings
         self._dense_VD = head.weight.data
-        self._blocks = [onednn.packed(block.clone()) for block in torch.split(self._dense_VD, _BLOCK_WORDS)]
+        self._blocks: list[Tensor] = []
+        try:
+            for block_BD in torch.split(self._dense_VD, _BLOCK_WORDS):
+                self._blocks.append(onednn.packed(block_BD))
+                # Block by block, or the table would be there twice for a moment.
+                forget_pages(block_BD)
+        except BaseException:
+            self._refill()
+            raise
         # The one parameter of both has no elements meanwhile: who reads it fails.
         head.weight.data = self._dense_VD.new_empty(0)
-        forget_pages(self._dense_VD)
         head.forward = self._logits  # type: ignore[method-assign, assignment]  # of this one, meanwhile
         embeddings.forward = self._rows  # type: ignore[method-assign, assignment]  # of this one, meanwhile
 
@@ -45,12 +52,15 @@ class LaidTable:
             rows_ND[at_n] = dense_BD.index_select(0, flat_N[at_n] - block * _BLOCK_WORDS)
         return rows_ND.view(*ids.shape, -1)
 
-    def put_back(self) -> None:
-        """The weight, bit by bit, where it was."""
-        for rows_BD, block in zip(torch.split(self._dense_VD, _BLOCK_WORDS), self._blocks, strict=True):
+    def _refill(self) -> None:
+        for rows_BD, block in zip(torch.split(self._dense_VD, _BLOCK_WORDS), self._blocks, strict=False):
             rows_BD.copy_(block.to_dense())
             # Freed, but kept by the allocator: weights that come back would lie beside all of these.
             forget_range(*onednn.bounds(block))
+
+    def put_back(self) -> None:
+        """The weight, bit by bit, where it was."""
+        self._refill()
         self._head.weight.data = self._dense_VD
         del self._head.forward, self._embeddings.forward
 
@@ -64,4 +74,4 @@ def takes_table(head: nn.Linear, readers: list[nn.Module]) -> nn.Embedding | Non
     table = others[0]
     blocks = {block.shape: block for block in torch.split(head.weight.data, _BLOCK_WORDS)}
     plain = table.max_norm is None and not table._forward_hooks and not table._forward_pre_hooks
-    return table if plain and all(onednn.works(block.clone()) for block in blocks.values()) else None
+    return table if plain and all(onednn.works(block) for block in blocks.values()) else None

@@ -342,10 +342,10 @@ class _Stage:
         rows = max(1.0, min(work.rows, logits_bound / shape.vocab_size, cache_bound / whole))
         # While the slots of a layer grow, its old ones are still there.
         cache = per_token * rows * (prompt / work.completions + capacity) * (1 + 1 / shape.num_layers)
-        # Laid out for few rows, a table that is the embeddings too is there twice, of the others one at a
-        # time (see models.relaid).
+        # Laid out for few rows, one weight at a time is there twice (see models.relaid); a table that is the
+        # embeddings too goes block by block.
         laid = not gpu and work.new_tokens >= _LAY_STEPS
-        twice = shape.table_parameters if shape.tied else shape.inner * shape.width
+        twice = shape.inner * shape.width
         weights = self.roles.how.weight_bytes * twice
         logits = rows * shape.vocab_size * _DRAW_BYTES
         prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0, 0)
