@@ -127,6 +127,64 @@ def _softmax(room: _Linear, hidden_nD: Tensor, labels_n: Tensor, temperature: fl
     return _Softmax(values_nV, values_nV.sum(-1, keepdim=True), labels_n1)
 
 
+class _Sums(NamedTuple):
+    """Gradients of what a head computes from, gathered chunk by chunk; None where none is asked for."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    grad_hidden_ND: Tensor | None
+    grad_weight_VD: Tensor | None
+    grad_bias_V: Tensor | None
+    owner: Owner | None
+
+    @classmethod
+    def of(
+        cls,
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        owner: Owner | None = None,
+    ) -> "_Sums":
+        """dtype: full precision: long sums in bfloat16 lose their terms."""
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        return cls(
+            hidden_ND,
+            weight_VD,
+            bias_V,
+            torch.empty_like(hidden_ND) if needs_hidden else None,
+            torch.zeros_like(weight_VD, dtype=dtype) if needs_weight else None,
+            torch.zeros_like(bias_V, dtype=dtype) if bias_V is not None and needs_bias else None,
+            owner,
+        )
+
+    def add(self, at: slice, grad_nV: Tensor) -> None:
+        """Take the gradient of the logits of a chunk, in the precision of the hidden states."""
+        hidden_nD, total_VD = self.hidden_ND[at], self.grad_weight_VD
+        if self.grad_hidden_ND is not None:
+            torch.mm(grad_nV, self.weight_VD, out=self.grad_hidden_ND[at])
+        if self.owner is not None:
+            self.owner.add(grad_nV, hidden_nD)
+        elif total_VD is not None and grad_nV.dtype == total_VD.dtype:
+            total_VD.addmm_(grad_nV.T, hidden_nD)
+        elif total_VD is not None:
+            total_VD.add_(grad_nV.T @ hidden_nD)
+        if self.grad_bias_V is not None:
+            self.grad_bias_V.add_(grad_nV.sum(0))
+
+    def found(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of hidden states, weight and bias, each in its own precision."""
+        weight_VD, bias_V = self.grad_weight_VD, self.grad_bias_V
+        return (
+            self.grad_hidden_ND,
+            None if weight_VD is None else weight_VD.to(self.weight_VD.dtype),
+            None if bias_V is None or self.bias_V is None else bias_V.to(self.bias_V.dtype),
+        )
+
+
 class _Compiled(torch.autograd.Function):
     """What `_Fused` does, with compiled passes over the logits, which are computed again in the backward."""
 
@@ -155,11 +213,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_logps_N, grad_entropy_N, _ = grads
         hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        # In full precision: long sums in bfloat16 lose their terms.
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
+        sums = _Sums.of(ctx, hidden_ND, weight_VD, bias_V, dtype=grad_logps_N.dtype)
         for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device):
             grad_nV = ctx.passes.gradient(
                 linear(hidden_ND[at], weight_VD, bias_V),
@@ -170,15 +224,8 @@ class _Compiled(torch.autograd.Function):
                 entropy_N[at],
                 grad_entropy_N[at] if ctx.entropy else None,
             )
-            if grad_hidden_ND is not None:
-                torch.mm(grad_nV, weight_VD, out=grad_hidden_ND[at])
-            if grad_weight_VD is not None:
-                grad_weight_VD.add_(grad_nV.T @ hidden_ND[at])
-            if grad_bias_V is not None:
-                grad_bias_V.add_(grad_nV.sum(0))
-        bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
-        return grad_hidden_ND, weight, bias, None, None, None, None
+            sums.add(at, grad_nV)
+        return *sums.found(), None, None, None, None
 
 
 class _Fused(torch.autograd.Function):
@@ -227,11 +274,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_logps_N, grad_entropy_N, _ = grads
         hidden_ND, weight_VD, bias_V, labels_N, entropy_N = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        owner: Owner | None = ctx.owner
-        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_logps_N.dtype) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=grad_logps_N.dtype) if needs_bias else None
+        sums = _Sums.of(ctx, hidden_ND, weight_VD, bias_V, dtype=grad_logps_N.dtype, owner=ctx.owner)
         room: _Linear | None = None
         for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)):
             # Used up in place; a second backward through the same graph computes it again.
@@ -250,21 +293,8 @@ class _Fused(torch.autograd.Function):
             grad_nV.scatter_add_(1, labels_N[at].unsqueeze(1), grad_n1)
             if ctx.temperature != 1.0:
                 grad_nV.div_(ctx.temperature)
-            grad_nV = grad_nV.to(hidden_ND.dtype)
-            if grad_hidden_ND is not None:
-                torch.mm(grad_nV, weight_VD, out=grad_hidden_ND[at])
-            if owner is not None:
-                owner.add(grad_nV, hidden_ND[at])
-            elif grad_weight_VD is not None and grad_nV.dtype == grad_weight_VD.dtype:
-                grad_weight_VD.addmm_(grad_nV.T, hidden_ND[at])
-            elif grad_weight_VD is not None:
-                # In full precision: long sums in bfloat16 lose their terms.
-                grad_weight_VD.add_(grad_nV.T @ hidden_ND[at])
-            if grad_bias_V is not None:
-                grad_bias_V.add_(grad_nV.sum(0))
-        bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
-        return grad_hidden_ND, weight, bias, None, None, None, None
+            sums.add(at, grad_nV.to(hidden_ND.dtype))
+        return *sums.found(), None, None, None, None
 
 
 def _passes(device: str) -> Passes | None:
