@@ -96,12 +96,11 @@ def _utilisation(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         _, size, method, precision, threads, *rest = line.name.split("/")
-        target = UTILISATION_TARGETS.get((size, method, precision))
-        if target is not None:
-            got = line.values["utilisation"]
-            where = f"{size}, {method}, {precision}, {', '.join([threads, *rest])}"
-            peak = f"{line.values['matmul_gflops_per_s']:.0f}"
-            rows.append([where, peak, f"{got:.0%}", f"{target:.0%}: {'met' if got >= target else 'missed'}"])
+        target = UTILISATION_TARGETS[size, method, precision]
+        got = line.values["utilisation"]
+        where = f"{size}, {method}, {precision}, {', '.join([threads, *rest])}"
+        peak = f"{line.values['matmul_gflops_per_s']:.0f}"
+        rows.append([where, peak, f"{got:.0%}", f"{target:.0%}: {'met' if got >= target else 'missed'}"])
     return markdown(["run", "matrix peak GFLOP/s", "MFU", "target"], rows)
 
 
@@ -288,11 +287,19 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
 }
 
 
+def _has_share(line: Line) -> bool:
+    """Whether a share of the machine's peak is asked of the line."""
+    size, method, precision = line.name.split("/")[1:4]
+    return (size, method, precision) in UTILISATION_TARGETS
+
+
 def sections(lines: Sequence[Line]) -> dict[str, str]:
     """Marker name -> what stands there: the table and how it was measured, or that it was not."""
     found = {}
     for name, (part, table) in _SECTIONS.items():
         own = [line for line in lines if line.part == part]
+        if name == "utilisation":
+            own = list(filter(_has_share, own))
         found[name] = f"{table(own)}\n\n{_source(own)}" if own else "Not measured yet."
     return found
 

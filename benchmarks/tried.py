@@ -265,8 +265,8 @@ TRIALS: Mapping[str, Trial] = {
     "AdamW fused, foreach, one by one": Trial(_optimizers, "kept: fused"),
     "optimizer state in bfloat16": Trial(
         _small_moments,
-        "not kept for second moments: a step changes them (beta2 0.999) by less than half a step of bfloat16, "
-        "so they do not fall when gradients do; a setting for first ones (first_moment)",
+        "not kept for second moments: a step changes them (beta2 0.999) by less than half a step of "
+        "bfloat16, so they do not fall when gradients do; a setting for first ones (first_moment)",
     ),
     "first-fit decreasing bins": Trial(
         _bins,
