@@ -143,6 +143,27 @@ def test_a_model_that_cannot_be_compiled_says_so_once_and_counts(
     torch.testing.assert_close(got, hidden_states(plain_copy(tiny_model("llama")), row()))
 
 
+def test_a_forward_that_someone_put_on_a_layer_is_not_lost(graphs: Graphs) -> None:
+    model = tiny_model("llama")
+    expected = hidden_states(plain_copy(model), row())
+    made = len(graphs)
+    layer = model.model.layers[0]
+    calls: list[int] = []
+    inner = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args))
+        return inner(*args, **kwargs)
+
+    layer.forward = forward
+    torch.testing.assert_close(hidden_states(model, row()), expected)
+    before = len(calls)
+    hidden_states(model, row())
+    assert before and len(calls) > before and len(graphs) == made
+    (reason,) = fallbacks(model)
+    assert "another forward" in reason
+
+
 def test_a_later_call_that_cannot_be_compiled_falls_back(graphs: Graphs) -> None:
     model = tiny_model("llama")
     hidden_states(model, row())

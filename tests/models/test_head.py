@@ -35,7 +35,7 @@ def parts(dtype: torch.dtype, bias: bool) -> tuple[nn.Linear, torch.Tensor, torc
 def test_the_fused_head_equals_autograd(
     monkeypatch: pytest.MonkeyPatch, bias: bool, entropy: bool, chunk: int, kept: int, passes: Passes | None
 ) -> None:
-    monkeypatch.setattr(head_module, "_passes", lambda device: passes)
+    monkeypatch.setattr(head_module, "_passes", lambda device, entropy: passes)
     monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(head_module, "_KEPT_ELEMENTS", kept)
     linear, hidden, labels = parts(torch.float64, bias)

@@ -3,7 +3,6 @@
 Streaming: one row in memory at a time, besides a hash of every id that a file states itself.
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from trueward.data.formats import Format, detect, format_named
 from trueward.data.quarantine import Quarantine
 from trueward.data.read_rows import MAX_ROW_BYTES, Fault, Row, read_rows
 from trueward.data.records import Meta, Record, RecordError
+from trueward.data.unique import id_digest
 
 __all__ = ["ImportResult", "import_file"]
 
@@ -76,10 +76,9 @@ class ImportResult:
             raise RecordError("id", stated, "a string or an integer")
         try:
             text = str(stated)
-            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            key = id_digest(text)
         except ValueError as error:
             raise RecordError("id", "an id that is no text", "valid UTF-8 or a small integer") from error
-        key = int.from_bytes(digest, "big")
         if key in self._ids:
             raise RecordError("id", stated, "an id that no earlier row has", what="duplicate id")
         self._ids.add(key)

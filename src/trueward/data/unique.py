@@ -52,9 +52,16 @@ class UniqueIds:
         del self._waiting[part][:]
 
     def repeated(self) -> Iterator[int]:
-        """Digests of the ids that came more than once, each once."""
-        for part in range(_PARTS):
-            self._write(part)
-            found = np.fromfile(self._folder / str(part), dtype=np.uint64)
+        """Digests of the ids that came more than once, each once.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        for part, waiting in enumerate(self._waiting):
+            file = self._folder / str(part)
+            found = np.array(waiting, dtype=np.uint64)
+            with disk_errors(self._folder):
+                if file.exists():
+                    found = np.concatenate([np.fromfile(file, dtype=np.uint64), found])
             found.sort()
             yield from map(int, np.unique(found[1:][found[1:] == found[:-1]]))

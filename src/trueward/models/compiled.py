@@ -2,7 +2,7 @@
 
 Eagerly a layer is some sixty small kernels forward, and a processor that starts them is slower than the GPU
 that runs them: the card waits. Compiled, it is about a dozen. One compilation serves all layers of a model
-and rows of any length. Not here: whether a model is compiled, and the trial before it (see scoring).
+and rows of any length. Not here: whether a model is compiled, and the trial before it (see routes).
 """
 
 from collections.abc import Iterator
@@ -80,9 +80,12 @@ def compile_layers(backbone: PreTrainedModel, *, backend: str = "inductor") -> b
         backend: of torch.compile.
 
     Returns:
-        Whether the layers are known.
+        Whether the layers are known, and none has a forward of its own that would be lost.
     """
     layers = layers_of(backbone)
+    own = [vars(layer)["forward"] for layer in layers if "forward" in vars(layer)]
+    if not all(isinstance(forward, _Chosen) for forward in own):
+        return False
     for layer in layers:
         layer.forward = _Chosen(layer, backend)
     return bool(layers)

@@ -2,7 +2,7 @@
 
 What a token sees is what `attention.Plan` lets it see: its prompt and itself, within the sliding window. In
 the row that is at most two intervals of keys, so three integers a token say all; blocks of 128 x 128 cells
-that nobody sees are never computed. Not here: which of the two ways a forward takes (see scoring).
+that nobody sees are never computed. Not here: which of the two ways a forward takes (see routes).
 Axes: L tokens of the row, P slots (L padded to whole blocks), n blocks of the row, H heads, d head width.
 """
 
@@ -89,7 +89,6 @@ class FlexPlan:
     compiled: the layers around the attention are compiled too, where they can be (see compiled).
     """
 
-    num_tokens: int
     slots: int
     view: View
     longest: int
@@ -247,7 +246,6 @@ def build_flex_plan(
         first_P[at] = segment.prefix_start
         stop_P[at] = segment.prefix_start + segment.prefix_length
     return FlexPlan(
-        num_tokens=num_tokens,
         slots=slots,
         view=View(own_P, first_P, stop_P),
         longest=max(s.length + s.prefix_length for s in segments),

@@ -297,9 +297,9 @@ class _Fused(torch.autograd.Function):
         return *sums.found(), None, None, None, None
 
 
-def _passes(device: str) -> Passes | None:
+def _passes(device: str, entropy: bool) -> Passes | None:
     """Compiled passes over the logits; None where passes in place are better, or there are none."""
-    return compiled_passes() if device == "cuda" else None
+    return compiled_passes(entropy=entropy) if device == "cuda" else None
 
 
 def _full(logits_NV: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ def score_tokens(
             dtype = torch.get_autocast_dtype(device)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
             bias_V = None if bias_V is None else bias_V.to(dtype)
-        passes = None if owner is not None else _passes(device)
+        passes = None if owner is not None else _passes(device, entropy)
         with torch.autocast(device, enabled=False):
             function, means = (_Fused, owner) if passes is None else (_Compiled, passes)
             logps_N, entropy_N, greedy_N = function.apply(  # type: ignore[no-untyped-call]  # untyped in torch

@@ -10,7 +10,11 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from rich.console import Console
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
+
+from trueward.models.flex import allow_compilations
 
 __all__ = ["Passes", "compiled_passes", "logit_gradient", "logit_scores"]
 
@@ -77,25 +81,33 @@ class Passes(NamedTuple):
 
 
 @cache
-def compiled_passes() -> Passes | None:
-    """Both, compiled for whatever lengths come; None where they cannot be compiled or differ."""
+def compiled_passes(*, entropy: bool) -> Passes | None:
+    """Both, compiled for whatever lengths come; None, said once, where they cannot be compiled or differ."""
+    allow_compilations()
     made = Passes(
         torch.compile(logit_scores, dynamic=True, fullgraph=True),
         torch.compile(logit_gradient, dynamic=True, fullgraph=True),
     )
     logits_nV = torch.linspace(-4, 4, 6 * 33, device="cuda").view(6, 33).to(torch.bfloat16)
     labels_n = torch.arange(6, device="cuda")
-    rest = (torch.ones(6, device="cuda"), torch.zeros(6, device="cuda"), None)
+    ones_n = torch.ones(6, device="cuda")
 
     def both(passes: Passes) -> list[Tensor]:
-        scores = passes.scores(logits_nV, labels_n, 1.0, False)
-        return [*scores, passes.gradient(logits_nV, labels_n, 1.0, scores[3], *rest)]
+        scores = passes.scores(logits_nV, labels_n, 1.0, entropy)
+        _, _, entropy_n, log_sums_n = scores
+        asked = ones_n if entropy else None
+        return [*scores, passes.gradient(logits_nV, labels_n, 1.0, log_sums_n, ones_n, entropy_n, asked)]
 
     try:
-        got = both(made)
+        pairs = zip(both(made), both(Passes()), strict=True)
+        equal = all(torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-4) for a, b in pairs)
+        reason = "" if equal else "they give other results"
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:
-        return None
-    pairs = zip(got, both(Passes()), strict=True)
-    return made if all(torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-4) for a, b in pairs) else None
+    except (RuntimeError, FailOnRecompileLimitHit) as error:
+        reason = f"{type(error).__name__}: {str(error).strip()[:200]}"
+    if reason:
+        Console(stderr=True).print(
+            f"passes over the logits cannot be compiled ({reason}); using slower ones", markup=False
+        )
+    return None if reason else made

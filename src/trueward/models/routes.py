@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
@@ -101,7 +102,7 @@ def _trial(model: PreTrainedModel, row: Packed, kernel: Kernel, expected_LD: Ten
         return str(error)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, FailOnRecompileLimitHit) as error:
         # A compiler says so when it has no kernel for this card, precision or width of heads.
         if kernel not in _REFUSALS:
             raise
@@ -195,7 +196,7 @@ def _compiles(model: PreTrainedModel) -> bool:
 
 def _compile_trial(model: PreTrainedModel) -> str:
     if not compile_layers(backbone_of(model)):
-        return "its layers are not where transformers has them"
+        return "its layers are not where transformers has them, or another forward was put on them"
     with evaluating(model), _uncached_casts(model.device.type):
         row = _probe_row(model.config.get_text_config().vocab_size, model.device)
         expected_LD = run_backbone(model, row.input_ids_1L, row.position_ids_1L, row.attention("flex"))

@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
@@ -91,7 +91,7 @@ def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None
     step = row_attention(inner, packed)
     try:
         return run_rows(inner, packed, step, rows_n)
-    except TorchDynamoException as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         if not (isinstance(step, FlexPlan) and step.compiled):
             raise
         # Asked of this call only: another mode or precision than that of the trial.

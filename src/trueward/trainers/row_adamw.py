@@ -131,8 +131,9 @@ class RowAdamW(torch.optim.AdamW):
             state["exp_avg_sq"] = zeros_apart(parameter)
 
     def _dtype_of(self, parameter: Tensor) -> torch.dtype:
-        """Vectors are few numbers, and stay as they are."""
-        return self._first_moment if parameter.ndim >= 2 else parameter.dtype
+        """Vectors are few numbers, and stay as they are; so do matrices that do not lie row by row."""
+        whole = parameter.ndim >= 2 and parameter.is_contiguous()
+        return self._first_moment if whole else parameter.dtype
 
     def _step_rounded(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         """The update of a parameter whose first moment is kept in fewer bits, block by block."""

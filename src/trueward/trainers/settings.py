@@ -75,7 +75,7 @@ class TrainSettings(Config):
     max_grad_norm: float = Field(1.0, ge=0)
     """Largest gradient norm, longer gradients are scaled down (Pascanu et al. 2013); 0 never scales."""
     precision: Precision = "float32"
-    """Arithmetic of the forward pass. Weights, optimizer state and log-probs stay float32 in both."""
+    """Arithmetic of the forward pass. Weights and log-probs stay float32 in both."""
     activation_checkpointing: bool = False
     """Compute activations twice to hold fewer: less memory, about a third more time."""
     save_every: int = Field(200, ge=1)
