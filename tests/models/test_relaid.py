@@ -1,13 +1,14 @@
 """Weights in another order: the same products meanwhile, the same bits and storage afterwards."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from trueward.models import onednn, relaid_table
+from trueward.models import onednn, relaid_joint, relaid_table
 from trueward.models.relaid import laid_out
 from trueward.models.tiny import KINDS, Kind, tiny_model
 
@@ -163,3 +164,96 @@ def test_a_table_that_others_read_or_that_does_more_is_kept_twice() -> None:
         with laid_out(each):
             assert each.lm_head.weight.numel() > 0
             assert torch.equal(each.lm_head.weight, each.model.embed_tokens.weight)
+
+
+def test_a_table_whose_words_cannot_be_read_alone_is_kept_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "places", lambda weight: None)
+    model = tiny_model("qwen3", 1)
+    with laid_out(model):
+        assert model.lm_head.weight.numel() > 0
+        assert lying_otherwise(model.model.embed_tokens) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(50, 32), (129, 40), (300, 7), (1, 5)])
+def test_elements_are_read_where_they_lie(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = onednn.places(weight)
+    assert found is not None
+    rows_O, columns_I = found
+    laid = onednn.packed(weight)
+    assert torch.equal(onednn.elements(laid, dtype)[rows_O.unsqueeze(1) + columns_I], weight)
+
+
+def test_an_order_that_is_not_rows_plus_columns_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "_PLACES", {})
+    packed = onednn.packed
+    # The last element of every copy lies somewhere else.
+    odd = torch.arange(200)
+    odd[-2:] = odd[-2:].flip(0)
+    monkeypatch.setattr(onednn, "packed", lambda weight: packed(weight.flatten()[odd].view(weight.shape)))
+    assert onednn.places(torch.randn(10, 20)) is None
+
+
+class Siblings(nn.Module):
+    """Three layers of one width and what they make of some rows."""
+
+    def __init__(self, *, bias: tuple[bool, ...] = (False, False, False)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(32, size, bias=each) for size, each in zip((48, 16, 24), bias, strict=True)
+        )
+
+    def together(self) -> bool:
+        return isinstance(vars(self.q_proj).get("forward"), partial)
+
+
+@torch.no_grad()
+def test_layers_that_read_the_same_rows_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Siblings(bias=(True, True, True))
+    rows, others = torch.randn(5, 32), torch.randn(3, 32)
+    expected = [(layer(rows), layer(others)) for layer in model.children()]
+    calls: list[int] = []
+    product = onednn.product
+    with laid_out(model):
+        assert model.together()
+
+        def counted(*arguments: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return product(*arguments)
+
+        monkeypatch.setattr(onednn, "product", counted)
+        got = [layer(rows) for layer in model.children()]
+        assert len(calls) == 1
+        # In any order, alone, and again.
+        got_others = [layer(others) for layer in reversed(list(model.children()))][::-1]
+        again = model.k_proj(rows)
+        # Others than its sibling got last.
+        torch.testing.assert_close(model.v_proj(others), expected[2][1], atol=1e-5, rtol=0)
+    for mine, other, (own, of_others) in zip(got, got_others, expected, strict=True):
+        torch.testing.assert_close(mine, own, atol=1e-5, rtol=0)
+        torch.testing.assert_close(other, of_others, atol=1e-5, rtol=0)
+    assert torch.equal(again, got[1])
+
+
+@torch.no_grad()
+def test_rows_that_changed_between_two_layers_are_multiplied_anew() -> None:
+    model = Siblings()
+    rows = torch.randn(5, 32)
+    with laid_out(model):
+        model.q_proj(rows)
+        rows.mul_(2)
+        got = model.k_proj(rows)
+    torch.testing.assert_close(got, model.k_proj(rows), atol=1e-5, rtol=0)
+
+
+def test_layers_that_are_large_or_unlike_stay_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlike, mixed, large = Siblings(bias=(True, False, False)), Siblings(), Siblings()
+    mixed.v_proj.weight = nn.Parameter(mixed.v_proj.weight.detach().double())
+    for model in (unlike, mixed):
+        with laid_out(model):
+            assert not model.together()
+    monkeypatch.setattr(relaid_joint, "_MOST_BYTES", 4 * 88 * 32 - 1)
+    with laid_out(large):
+        assert not large.together() and lying_otherwise(large) == 3

@@ -226,9 +226,27 @@ FAULTS: tuple[Fault, ...] = (
         (
             "table: words of the first block",
             "flat_N[at_n] - block * _BLOCK_WORDS",
-            "flat_N[at_n] - block",
+            "flat_N[at_n] % 50 * 0",
         ),
         ("table: not put back", "rows_BD.copy_(block.to_dense())", "rows_BD.zero_()"),
+    ),
+    *_in(
+        "models/relaid_joint.py",
+        ("models/test_relaid.py",),
+        ("joint: rows changed in place", "version != self._version or ", ""),
+        ("joint: another's rows", "rows is not self._rows or ", ""),
+        ("joint: biases left out", "self._packed, self._bias)", "self._packed, None)"),
+    ),
+    *_in(
+        "models/onednn.py",
+        ("models/test_relaid.py",),
+        ("places: not checked", "not torch.equal(found[at], some)", "False"),
+        ("places: one digit", "(digits[0][at].long() - 1) * _DIGIT + ", ""),
+    ),
+    *_in(
+        "rollouts/lean.py",
+        ("rollouts/test_lean.py",),
+        ("lean: another epsilon", "weight=weight, eps=eps)", "weight=weight, eps=0.1)"),
     ),
     *_in(
         "data/unique.py",

@@ -3,10 +3,12 @@ and the seed.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.models.rows import plain_copy
 from trueward.core.errors import ModelError
@@ -14,7 +16,7 @@ from trueward.data.chat import Completion, TokenGroup
 from trueward.models.packing import pack
 from trueward.models.scoring import fallbacks, score_completions
 from trueward.models.tiny import KINDS, Kind, tiny_model
-from trueward.rollouts.decoding import PlainDecoder
+from trueward.rollouts.decoding import PlainDecoder, SharedDecoder
 from trueward.rollouts.engine import Rollout
 from trueward.rollouts.local import LocalEngine
 
@@ -182,3 +184,32 @@ def test_mapped_weights_decode_as_they_lie_and_are_counted(tmp_path: Path) -> No
     ((reason, count),) = fallbacks(mapped).items()
     assert "mapped from a file" in reason
     assert count == 1
+
+
+def test_prompts_run_before_the_weights_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", 1)
+    # Whether its steps can be lean is tried first, by steps.
+    with torch.no_grad():
+        SharedDecoder(model, [[3, 4]], [0])
+    seen: list[tuple[str, bool]] = []
+    for name in ("start", "step"):
+        plain = getattr(SharedDecoder, name)
+
+        def watched(self: SharedDecoder, *rest: Tensor, name: str = name, plain: Any = plain) -> Tensor:
+            seen.append((name, model.lm_head.weight.numel() == 0))
+            result: Tensor = plain(self, *rest)
+            return result
+
+        monkeypatch.setattr(SharedDecoder, name, watched)
+    # Keys of one prompt at a time: the second prompt comes while the weights lie in the other order.
+    engine = LocalEngine(model, [2], kv_bytes=1)
+    drawn = engine.generate([[3, 4], [5, 6]], num_completions=1, max_new_tokens=16, temperature=1.0, seed=0)
+    assert seen[0] == ("start", False) and ("start", True) in seen
+    assert {laid for name, laid in seen if name == "step"} == {True}
+    assert model.lm_head.weight.numel() > 0
+    few = LocalEngine(model, [2]).generate(
+        [[3, 4]], num_completions=1, max_new_tokens=15, temperature=1.0, seed=0
+    )
+    assert seen[-1] == ("step", False)
+    # The order of the weights changes sums by rounding only.
+    assert few[0].ids[:8] == drawn[0].ids[:8]

@@ -4,17 +4,20 @@ trains.
 A product of a few rows waits for the weights, and a library that gets them row by row copies them into its
 own order first, at every call. `laid_out` does it once for all products within. While a weight lies in the
 other order the pages of its own storage are given back, and are filled again at the end, bit by bit as they
-were. So it is with a head that is the embedding table too (see relaid_table); a weight that other modules
-share is kept twice, and one that is mapped from a file (see `backend.own_memory`) stays as it is.
+were. So it is with a head that is the embedding table too (see relaid_table), and with layers that read the
+same rows and become one product (see relaid_joint); a weight that other modules share is kept twice, and one
+that is mapped from a file (see `backend.own_memory`) stays as it is.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
 from trueward.models import onednn
 from trueward.models.backend import forget_pages, forget_range
+from trueward.models.relaid_joint import JointLayers, siblings
 from trueward.models.relaid_table import LaidTable, takes_table
 
 __all__ = ["laid_out"]
@@ -45,12 +48,14 @@ def _lay(module: nn.Linear, *, shared: bool) -> Callable[[], None]:
     return put_back
 
 
-def _takes(module: nn.Module) -> bool:
+def _takes(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a plain layer with a weight alone in its storage, in a precision that has the order."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
     whole = weight.is_contiguous() and weight.untyped_storage().nbytes() == weight.nbytes
-    return type(weight) is nn.Parameter and weight.device.type == "cpu" and whole
+    plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and whole
+    return plain and weight.dtype in onednn.DTYPES and onednn.available(weight.dtype)
 
 
 @contextmanager
@@ -68,13 +73,21 @@ def laid_out(model: nn.Module) -> Iterator[int]:
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             readers.setdefault(id(parameter), []).append(module)
+
+    def alone(module: nn.Module) -> TypeGuard[nn.Linear]:
+        """Whether nothing but this layer needs its weight in the usual order."""
+        if not _takes(module) or len(readers[id(module.weight)]) > 1:
+            return False
+        return module.weight.untyped_storage().resizable() and onednn.works(module.weight.data)
+
     try:
         for module in model.modules():
-            if not _takes(module) or not isinstance(module, nn.Linear):
+            for layers in siblings(module, alone):
+                laid.append(JointLayers(layers).put_back)
+        for module in model.modules():
+            if not _takes(module):
                 continue
             weight = module.weight
-            if weight.dtype not in onednn.DTYPES or not onednn.available(weight.dtype):
-                continue
             shared = len(readers[id(weight)]) > 1
             own = weight.untyped_storage().resizable()
             table = takes_table(module, readers[id(weight)]) if shared and own else None

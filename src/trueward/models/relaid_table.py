@@ -14,7 +14,7 @@ from trueward.models.backend import forget_pages, forget_range
 
 __all__ = ["LaidTable", "takes_table"]
 
-_BLOCK_WORDS = 1024
+_BLOCK_WORDS = 4096
 
 
 class LaidTable:
@@ -24,6 +24,7 @@ class LaidTable:
         self._head, self._embeddings = head, embeddings
         self._dense_VD = head.weight.data
         self._blocks: list[Tensor] = []
+        self._places = _places(self._dense_VD)
         try:
             for block_BD in torch.split(self._dense_VD, _BLOCK_WORDS):
                 self._blocks.append(onednn.packed(block_BD))
@@ -48,8 +49,10 @@ class LaidTable:
         block_N = flat_N // _BLOCK_WORDS
         for block in torch.unique(block_N).tolist():
             at_n = (block_N == block).nonzero().squeeze(1)
-            dense_BD = self._blocks[block].to_dense()
-            rows_ND[at_n] = dense_BD.index_select(0, flat_N[at_n] - block * _BLOCK_WORDS)
+            laid = self._blocks[block]
+            words_O, columns_D = self._places[laid.shape]
+            places_nD = words_O[flat_N[at_n] - block * _BLOCK_WORDS].unsqueeze(1) + columns_D
+            rows_ND[at_n] = onednn.elements(laid, rows_ND.dtype)[places_nD]
         return rows_ND.view(*ids.shape, -1)
 
     def _refill(self) -> None:
@@ -65,6 +68,17 @@ class LaidTable:
         del self._head.forward, self._embeddings.forward
 
 
+def _places(dense_VD: Tensor) -> dict[torch.Size, tuple[Tensor, Tensor]]:
+    """Where words and columns lie in blocks of each shape, if all can be laid out and read; empty if not."""
+    found = {}
+    for block_BD in {block.shape: block for block in torch.split(dense_VD, _BLOCK_WORDS)}.values():
+        places = onednn.places(block_BD) if onednn.works(block_BD) else None
+        if places is None:
+            return {}
+        found[block_BD.shape] = places
+    return found
+
+
 def takes_table(head: nn.Linear, readers: list[nn.Module]) -> nn.Embedding | None:
     """The plain embedding table that is the head's weight too, if nothing else reads it and every block of it
     can be laid out."""
@@ -72,6 +86,5 @@ def takes_table(head: nn.Linear, readers: list[nn.Module]) -> nn.Embedding | Non
     if len(others) != 1 or type(others[0]) is not nn.Embedding or "forward" in vars(others[0]):
         return None
     table = others[0]
-    blocks = {block.shape: block for block in torch.split(head.weight.data, _BLOCK_WORDS)}
     plain = table.max_norm is None and not table._forward_hooks and not table._forward_pre_hooks
-    return table if plain and all(onednn.works(block) for block in blocks.values()) else None
+    return table if plain and _places(head.weight.data) else None

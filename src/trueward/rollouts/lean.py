@@ -8,6 +8,7 @@ Axes: R rows, D width, H heads, K key heads, d head width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,9 +28,9 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 class LeanLayer(NamedTuple):
     """Parts of one layer; modules are the model's own."""
 
-    before_attention: nn.Module
+    before_attention: Callable[[Tensor], Tensor]
     attention: Any
-    before_mlp: nn.Module
+    before_mlp: Callable[[Tensor], Tensor]
     mlp: nn.Module
     head_norms: bool
     width: int
@@ -41,6 +42,18 @@ def _children(module: nn.Module) -> set[str]:
 
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _norm(module: Any) -> Callable[[Tensor], Tensor]:
+    """The norm in one operation where it is an RMSNorm of Llama's in float32, else the module itself.
+
+    In other precisions the module rounds between its operations, and texts are to be the model's own.
+    """
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+    alone = len(list(module.parameters())) == 1 and not _hooked(module)
+    if weight is None or eps is None or weight.dtype != torch.float32 or not alone:
+        return module  # type: ignore[no-any-return]
+    return partial(torch.rms_norm, normalized_shape=tuple(weight.shape), weight=weight, eps=eps)
 
 
 def lean_layers(backbone: Any) -> tuple[LeanLayer, ...] | None:
@@ -59,9 +72,9 @@ def lean_layers(backbone: Any) -> tuple[LeanLayer, ...] | None:
             return None
         found.append(
             LeanLayer(
-                layer.input_layernorm,
+                _norm(layer.input_layernorm),
                 attention,
-                layer.post_attention_layernorm,
+                _norm(layer.post_attention_layernorm),
                 layer.mlp,
                 parts > _PROJECTIONS,
                 width,
@@ -80,15 +93,15 @@ def lean_step(
     """hidden_RD after the last norm, of one token a row."""
     hidden_RD: Tensor = backbone.embed_tokens(ids_R)
     cos, sin = (part[0].unsqueeze(1) for part in backbone.rotary_emb(hidden_RD, position_R.unsqueeze(0)))
-    half = cos.shape[-1] // 2
+    half, num_rows = cos.shape[-1] // 2, len(ids_R)
     # (-x2, x1) * sin = (x2, x1) * (-sin1, sin2)
     sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     for index, layer in enumerate(layers):
         attention = layer.attention
         normed_RD = layer.before_attention(hidden_RD)
-        query = attention.q_proj(normed_RD).unflatten(-1, (-1, layer.width))
-        key = attention.k_proj(normed_RD).unflatten(-1, (-1, layer.width))
-        value = attention.v_proj(normed_RD).unflatten(-1, (-1, layer.width))
+        query = attention.q_proj(normed_RD).view(num_rows, -1, layer.width)
+        key = attention.k_proj(normed_RD).view(num_rows, -1, layer.width)
+        value = attention.v_proj(normed_RD).view(num_rows, -1, layer.width)
         if layer.head_norms:
             query, key = attention.q_norm(query), attention.k_norm(key)
         both = torch.cat([query, key], dim=1)

@@ -7,7 +7,7 @@ Axes: R live rows, T steps, V vocabulary.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,28 @@ _KV_SHARE_GPU = 0.125
 class _Row(NamedTuple):
     prompt: int
     completion: int
+
+
+class _Order:
+    """The order of the model's weights: that of decoding from the first step on, where it is worth while.
+
+    Prompts come before: with their many rows the usual order is as fast, or faster.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_steps: int, within: ExitStack) -> None:
+        self._model = model
+        self._within = within
+        self._to_come = num_steps >= _LAY_STEPS and model.device.type == "cpu"
+
+    def lay_out(self) -> None:
+        """Once; it lasts until `within` is closed."""
+        if not self._to_come:
+            return
+        self._to_come = False
+        if self._within.enter_context(laid_out(self._model)):
+            count_fallback(
+                self._model, "its weights are mapped from a file (load_causal copies them)", "unordered"
+            )
 
 
 class LocalEngine:
@@ -95,7 +117,8 @@ class LocalEngine:
         done: dict[_Row, Rollout] = {}
         total = len(prompts) * num_completions
         report = on_progress or _silent
-        with evaluating(self._model), _weights(model, max_new_tokens):
+        with evaluating(self._model), ExitStack() as within:
+            order = _Order(model, max_new_tokens, within)
             for part in self._parts(model, prompts, num_completions, max_new_tokens):
                 rollouts = self._decode(
                     model,
@@ -105,6 +128,7 @@ class LocalEngine:
                     temperature,
                     seed,
                     lambda n: report(len(done) + n, total),
+                    order,
                 )
                 done.update(zip(part, rollouts, strict=True))
                 report(len(done), total)
@@ -146,6 +170,7 @@ class LocalEngine:
         temperature: float,
         seed: int,
         report: Callable[[int], None],
+        order: _Order,
     ) -> list[Rollout]:
         device = model.device
         decoder = _decoder(model, prompts, rows)
@@ -159,6 +184,7 @@ class LocalEngine:
         finished_R = torch.zeros(len(rows), dtype=torch.bool, device=device)
         live = torch.arange(len(rows), device=device)
         logits_RV = decoder.start()
+        order.lay_out()
         for t in range(max_new_tokens):
             ids_R, logps_R = draw(logits_RV, uniforms_RT[live, t], temperature)
             ids_RT[live, t], logps_RT[live, t] = ids_R, logps_R
@@ -184,18 +210,6 @@ class LocalEngine:
             Rollout(row.prompt, tuple(ids[:length]), tuple(logps[:length]), finished)
             for row, ids, logps, length, finished in table
         ]
-
-
-@contextmanager
-def _weights(model: PreTrainedModel, num_steps: int) -> Iterator[None]:
-    """The model's weights in the order that serves decoding, where it is worth while."""
-    if num_steps < _LAY_STEPS or model.device.type != "cpu":
-        yield
-        return
-    with laid_out(model) as num_mapped:
-        if num_mapped:
-            count_fallback(model, "its weights are mapped from a file (load_causal copies them)", "unordered")
-        yield
 
 
 def _default_kv_bytes(device: torch.device) -> int:
