@@ -77,7 +77,7 @@ def test_blocks_attend_to_what_their_rows_have_seen(prompt_R: list[int], window:
         for layer in range(2):
             query = states(len(live), KV_HEADS * SHARED)
             key, value = states(len(live)), states(len(live))
-            got = block.attend(layer, query, key, value, scaling=0.5, window=window)
+            got = block.attend(layer, torch.cat([query, key, value], 1), scaling=0.5, window=window)
             for slot, row in enumerate(live):
                 for part, new in enumerate((key, value)):
                     seen[row][layer][part] = torch.cat([seen[row][layer][part], new[slot : slot + 1]])

@@ -109,14 +109,14 @@ def _marked(marks: Tensor, line: Tensor, count: int) -> Tensor | None:
     if count > _DIGIT**2:
         return None
     numbers = torch.arange(count)
-    digits = []
-    for digit in (numbers // _DIGIT, numbers % _DIGIT):
+    at, number = torch.empty(0), torch.zeros(count, dtype=torch.long)
+    for digit, weight in ((numbers // _DIGIT, _DIGIT), (numbers % _DIGIT, 1)):
         line.copy_(digit + 1)
         laid = packed(marks)
-        digits.append(elements(laid, marks.dtype).clone())
+        found = elements(laid, marks.dtype)
+        at = found.nonzero().squeeze(1)
+        if len(at) != count:
+            return None
+        number += weight * (found[at].long() - 1)
     line.zero_()
-    at = digits[0].nonzero().squeeze(1)
-    if len(at) != count:
-        return None
-    number = (digits[0][at].long() - 1) * _DIGIT + digits[1][at].long() - 1
     return at[number.argsort()]

@@ -14,7 +14,7 @@ from trueward.models.backend import forget_pages, forget_range
 
 __all__ = ["LaidTable", "takes_table"]
 
-_BLOCK_WORDS = 4096
+_BLOCK_WORDS = 2048
 
 
 class LaidTable:

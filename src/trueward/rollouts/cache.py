@@ -5,12 +5,15 @@ each: what a row draws stands right behind its prompt. `SharedRows` serves promp
 the prompt stands once, what each row draws beside it. Prompts stand at the right end of their block, so that
 all its rows write their next token into the same slot. Products read whole blocks (in bfloat16 a part would
 be copied first), so slots still empty are zero, and masked.
+A new token comes as one tensor of its query, key and value heads, since with few rows each call costs as much
+as what it computes.
 Axes: L tokens of the packed row, P prompts of the block, R its rows, G rows of a prompt, H heads, K key
-heads, g = H / K, T slots of prompts, S slots in all, d head width; n = R K.
+heads, g = H / K, X = H + 2 K heads of a token (queries, keys, values), T slots of prompts, S slots in all,
+d head width; n = R K, c = 2 (keys, values).
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,16 +39,7 @@ class Block(Protocol):
         """Make place for one more token in every row; comes before each step."""
         ...
 
-    def attend(
-        self,
-        layer: int,
-        query_RHd: Tensor,
-        key_RKd: Tensor,
-        value_RKd: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, layer: int, states_RXd: Tensor, *, scaling: float, window: int | None) -> Tensor:
         """Keep key and value of the rows' new token. Returns what its queries attend to, [R, H, d]."""
         ...
 
@@ -129,16 +123,26 @@ class _Masks:
         self._blocked, self._made = self._blocked.index_select(0, rows), {}
 
 
+class _Layer(NamedTuple):
+    """Slots of one layer, [c, n, S, d], and views into them."""
+
+    slots: Tensor
+    by_row_cRKSd: Tensor
+    keys_ndS: Tensor
+    values_nSd: Tensor
+
+
 class _Slots:
-    """Slots that drawn tokens are written into: keys and values [n, S, d] of each layer. Layers may differ in
-    K and d."""
+    """Slots that drawn tokens are written into, of each layer. Layers may differ in K and d."""
 
     def __init__(self, blocked_RS: Tensor) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self._layers: list[_Layer] = []
         self._now = self._size = blocked_RS.shape[1]
         self._now -= 1
         self.masks = _Masks(blocked_RS.unsqueeze(1))
+
+    def add_layer(self, slots_cnSd: Tensor, num_rows: int) -> None:
+        self._layers.append(_views(slots_cnSd, num_rows))
 
     def advance(self) -> None:
         self._now += 1
@@ -147,23 +151,39 @@ class _Slots:
             self.masks.grow(_ROOM)
         self.masks.advance()
 
-    def put(self, layer: int, key_nd: Tensor, value_nd: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new token. Returns keys and values with it."""
-        for states, new_nd in ((self.keys, key_nd), (self.values, value_nd)):
-            old = states[layer]
-            if old.shape[1] < self._size:
-                states[layer] = old.new_zeros(old.shape[0], self._size, old.shape[2])
-                states[layer][:, : old.shape[1]] = old
-            states[layer][:, self._now] = new_nd
-        return self.keys[layer], self.values[layer]
+    def key_heads(self, layer: int) -> int:
+        return self._layers[layer].by_row_cRKSd.shape[2]
 
-    def keep(self, rows: Tensor, num_rows: int) -> None:
-        """Go on with these of `num_rows` rows."""
-        for states in (self.keys, self.values):
-            for layer, kept in enumerate(states):
-                by_row = torch.unflatten(kept, 0, (num_rows, -1))
-                states[layer] = by_row.index_select(0, rows).flatten(0, 1)
+    def put(self, layer: int, new_RcKd: Tensor) -> _Layer:
+        """Write the new token. Returns the layer with it."""
+        found = self._layers[layer]
+        size = found.slots.shape[2]
+        if size < self._size:
+            num_rows = found.by_row_cRKSd.shape[1]
+            larger = found.slots.new_zeros(*found.slots.shape[:2], self._size, found.slots.shape[3])
+            larger[:, :, :size] = found.slots
+            found = self._layers[layer] = _views(larger, num_rows)
+        found.by_row_cRKSd[:, :, :, self._now] = new_RcKd.transpose(0, 1)
+        return found
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows."""
+        for layer, found in enumerate(self._layers):
+            kept = found.by_row_cRKSd.index_select(1, rows).flatten(1, 2)
+            self._layers[layer] = _views(kept, len(rows))
         self.masks.keep(rows)
+
+
+def _views(slots_cnSd: Tensor, num_rows: int) -> _Layer:
+    keys_nSd, values_nSd = slots_cnSd
+    by_row = torch.unflatten(slots_cnSd, 1, (num_rows, -1))
+    return _Layer(slots_cnSd, by_row, keys_nSd.transpose(1, 2), values_nSd)
+
+
+def _split(states_RXd: Tensor, key_heads: int) -> tuple[Tensor, Tensor]:
+    """query_RHd, and key and value as [R, c, K, d]."""
+    query_RHd = states_RXd[:, : -2 * key_heads]
+    return query_RHd, torch.unflatten(states_RXd[:, -2 * key_heads :], 1, (2, key_heads))
 
 
 class OwnRows:
@@ -176,30 +196,23 @@ class OwnRows:
         self._slots = _Slots(_pads(lengths_P))
 
     def store(self, keys_LKd: Tensor, values_LKd: Tensor) -> None:
-        for stored, states_LKd in ((self._slots.keys, keys_LKd), (self._slots.values, values_LKd)):
-            stored.append(states_LKd[self._tokens_PT].transpose(1, 2).flatten(0, 1))
+        both = torch.stack([states_LKd[self._tokens_PT] for states_LKd in (keys_LKd, values_LKd)])
+        self._slots.add_layer(both.transpose(2, 3).flatten(1, 2), self.num_rows)
 
     def advance(self) -> None:
         self._slots.advance()
 
-    def attend(
-        self,
-        layer: int,
-        query_RHd: Tensor,
-        key_RKd: Tensor,
-        value_RKd: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> Tensor:
-        keys, values = self._slots.put(layer, key_RKd.flatten(0, 1), value_RKd.flatten(0, 1))
-        query = query_RHd.reshape(len(keys), -1, keys.shape[-1])
-        mask = self._slots.masks.of(window, query.dtype, key_RKd.shape[1])
-        scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=scaling)
-        return torch.bmm(torch.softmax(scores, dim=-1), values).view(query_RHd.shape)
+    def attend(self, layer: int, states_RXd: Tensor, *, scaling: float, window: int | None) -> Tensor:
+        key_heads = self._slots.key_heads(layer)
+        query_RHd, new_RcKd = _split(states_RXd, key_heads)
+        _, _, keys_ndS, values_nSd = self._slots.put(layer, new_RcKd)
+        query_ngd = query_RHd.reshape(len(values_nSd), -1, values_nSd.shape[-1])
+        mask = self._slots.masks.of(window, query_ngd.dtype, key_heads)
+        probs = torch.softmax(torch.baddbmm(mask, query_ngd, keys_ndS, alpha=scaling), dim=-1)
+        return torch.bmm(probs, values_nSd).view(query_RHd.shape)
 
     def keep(self, rows: Tensor) -> None:
-        self._slots.keep(rows, self.num_rows)
+        self._slots.keep(rows)
         self.num_rows = len(rows)
 
 
@@ -219,38 +232,29 @@ class SharedRows:
         self._group(len(lengths_P))
 
     def store(self, keys_LKd: Tensor, values_LKd: Tensor) -> None:
-        for stored, own, states_LKd in (
-            (self._keys, self._slots.keys, keys_LKd),
-            (self._values, self._slots.values, values_LKd),
-        ):
+        for stored, states_LKd in ((self._keys, keys_LKd), (self._values, values_LKd)):
             stored.append(states_LKd[self._tokens_PT].transpose(1, 2).contiguous())
-            own.append(states_LKd.new_empty(self.num_rows * states_LKd.shape[1], 0, states_LKd.shape[2]))
+        heads, width = keys_LKd.shape[1:]
+        self._slots.add_layer(keys_LKd.new_empty(2, self.num_rows * heads, 0, width), self.num_rows)
 
     def advance(self) -> None:
         self._masks.advance()
         self._slots.advance()
 
-    def attend(
-        self,
-        layer: int,
-        query_RHd: Tensor,
-        key_RKd: Tensor,
-        value_RKd: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, layer: int, states_RXd: Tensor, *, scaling: float, window: int | None) -> Tensor:
         """Scores against the prompt and against the row's own tokens, one softmax over both."""
-        keys, values = self._slots.put(layer, key_RKd.flatten(0, 1), value_RKd.flatten(0, 1))
-        query_ngd = (query_RHd * scaling).view(len(keys), -1, keys.shape[-1])
-        mask = self._slots.masks.of(window, query_ngd.dtype, key_RKd.shape[1])
-        own_scores = torch.baddbmm(mask, query_ngd, keys.transpose(1, 2))
+        key_heads = self._slots.key_heads(layer)
+        query_RHd, new_RcKd = _split(states_RXd, key_heads)
+        _, _, keys_ndS, values_nSd = self._slots.put(layer, new_RcKd)
+        query_ngd = (query_RHd * scaling).reshape(len(values_nSd), -1, values_nSd.shape[-1])
+        mask = self._slots.masks.of(window, query_ngd.dtype, key_heads)
+        own_scores = torch.baddbmm(mask, query_ngd, keys_ndS)
         table = self._to_table(query_ngd) @ self._keys[layer].transpose(-1, -2)
         scores = self._to_rows(table + self._masks.of(window, table.dtype), query_ngd)
         probs = torch.softmax(torch.cat([scores, own_scores], dim=-1), dim=-1)
         in_prompt, own = torch.split(probs, [scores.shape[-1], own_scores.shape[-1]], dim=-1)
         result = self._to_rows(self._to_table(in_prompt) @ self._values[layer], query_ngd)
-        return torch.baddbmm(result, own, values).view(query_RHd.shape)
+        return torch.baddbmm(result, own, values_nSd).view(query_RHd.shape)
 
     def keep(self, rows: Tensor) -> None:
         prompts, self._prompt_R = torch.unique(self._prompt_R[rows], return_inverse=True)
@@ -258,7 +262,7 @@ class SharedRows:
             self._keys = [keys.index_select(0, prompts) for keys in self._keys]
             self._values = [values.index_select(0, prompts) for values in self._values]
             self._masks.keep(prompts)
-        self._slots.keep(rows, self.num_rows)
+        self._slots.keep(rows)
         self.num_rows = len(rows)
         self._group(len(prompts))
 

@@ -187,18 +187,20 @@ class SharedDecoder:
         window: int | None,
     ) -> Tensor:
         """One query a row."""
-        rows = [states[0].transpose(0, 1) for states in (query, key, value)]
-        return self._attend(self._by_module[id(module)].place, *rows).unsqueeze(0)
+        states_RXd = torch.cat([states[0] for states in (query, key, value)]).transpose(0, 1)
+        return self._attend(self._by_module[id(module)].place, states_RXd).unsqueeze(0)
 
-    def _attend(self, index: int, query_RHd: Tensor, key_RKd: Tensor, value_RKd: Tensor) -> Tensor:
+    def _attend(self, index: int, states_RXd: Tensor) -> Tensor:
         _, scaling, window = self._layers[index]
-        sizes = [block.num_rows for block in self._blocks]
-        parts = (torch.split(states, sizes) for states in (query_RHd, key_RKd, value_RKd))
-        attended = [
-            block.attend(index, q, k, v, scaling=scaling, window=window)
-            for block, q, k, v in zip(self._blocks, *parts, strict=True)
-        ]
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
+        if len(self._blocks) == 1:
+            return self._blocks[0].attend(index, states_RXd, scaling=scaling, window=window)
+        parts = torch.split(states_RXd, [block.num_rows for block in self._blocks])
+        return torch.cat(
+            [
+                block.attend(index, part, scaling=scaling, window=window)
+                for block, part in zip(self._blocks, parts, strict=True)
+            ]
+        )
 
 
 def _blocks(

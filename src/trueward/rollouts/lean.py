@@ -4,7 +4,7 @@ With a few rows a step is made of very small operations, and half of its calls o
 the model's own modules (norms, projections, MLP, rotary embedding, adapters in place) are called one after
 the other; only the rotation and the residuals are written out. Whether a model is of this kind is read off
 the names of its parts, and then tried: see `decoding`.
-Axes: R rows, D width, H heads, K key heads, d head width.
+Axes: R rows, D width, H heads, K key heads, X = H + 2 K heads of a token, d head width.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, query_RHd, key_RKd, value_RKd) -> [R, H, d]."""
+Attend = Callable[[int, Tensor], Tensor]
+"""(layer, states_RXd: queries, keys, values) -> [R, H, d]."""
 
 
 class LeanLayer(NamedTuple):
@@ -92,10 +92,8 @@ def lean_step(
 ) -> Tensor:
     """hidden_RD after the last norm, of one token a row."""
     hidden_RD: Tensor = backbone.embed_tokens(ids_R)
-    cos, sin = (part[0].unsqueeze(1) for part in backbone.rotary_emb(hidden_RD, position_R.unsqueeze(0)))
-    half, num_rows = cos.shape[-1] // 2, len(ids_R)
-    # (-x2, x1) * sin = (x2, x1) * (-sin1, sin2)
-    sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    rotation = _Rotation(*backbone.rotary_emb(hidden_RD, position_R.unsqueeze(0)))
+    num_rows = len(ids_R)
     for index, layer in enumerate(layers):
         attention = layer.attention
         normed_RD = layer.before_attention(hidden_RD)
@@ -104,11 +102,35 @@ def lean_step(
         value = attention.v_proj(normed_RD).view(num_rows, -1, layer.width)
         if layer.head_norms:
             query, key = attention.q_norm(query), attention.k_norm(key)
-        both = torch.cat([query, key], dim=1)
-        both = torch.addcmul(both * cos, both.roll(half, -1), sin)
-        query, key = torch.split(both, [query.shape[1], key.shape[1]], dim=1)
-        attended = attend(index, query, key, value)
+        states_RXd = rotation.turn(torch.cat([query, key, value], dim=1), value.shape[1])
+        attended = attend(index, states_RXd)
         hidden_RD = hidden_RD + attention.o_proj(attended.flatten(1))
         hidden_RD = hidden_RD + layer.mlp(layer.before_mlp(hidden_RD))
     normed: Tensor = backbone.norm(hidden_RD)
     return normed
+
+
+class _Rotation:
+    """The rotary embedding of one step, for all heads of a token at once: value heads are turned by nothing.
+
+    (x1, x2) cos + (-x2, x1) sin, and (-x2, x1) sin = (x2, x1) (-sin1, sin2).
+    """
+
+    def __init__(self, cos_1Rd: Tensor, sin_1Rd: Tensor) -> None:
+        self._half = cos_1Rd.shape[-1] // 2
+        self._cos = cos_1Rd[0].unsqueeze(1)
+        sin = sin_1Rd[0].unsqueeze(1)
+        self._sin = torch.cat([-sin[..., : self._half], sin[..., self._half :]], dim=-1)
+        # Of each number of heads and of value heads.
+        self._tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def turn(self, states_RXd: Tensor, value_heads: int) -> Tensor:
+        heads = states_RXd.shape[1]
+        if (heads, value_heads) not in self._tables:
+            cos_RXd = self._cos.repeat(1, heads, 1)
+            sin_RXd = self._sin.repeat(1, heads, 1)
+            cos_RXd[:, heads - value_heads :] = 1.0
+            sin_RXd[:, heads - value_heads :] = 0.0
+            self._tables[heads, value_heads] = cos_RXd, sin_RXd
+        cos_RXd, sin_RXd = self._tables[heads, value_heads]
+        return torch.addcmul(states_RXd * cos_RXd, states_RXd.roll(self._half, -1), sin_RXd)
