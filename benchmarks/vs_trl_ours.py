@@ -21,14 +21,13 @@ from trueward.models import prepare_cpu
 from trueward.models.packing import count_tokens
 from trueward.trainers.loop import train as train_items
 from trueward.trainers.preference import PreferenceSettings, train_preference
-from trueward.trainers.reference import reference_logps
 from trueward.trainers.reward import RewardPair, RewardSettings, train_reward
 from trueward.trainers.sft import train_sft
 from trueward.trainers.unpaired import (
     LabelledCompletion,
-    UnpairedExample,
     UnpairedObjective,
     UnpairedSettings,
+    with_reference,
 )
 
 __all__ = ["kto_groups", "train"]
@@ -81,20 +80,15 @@ def kto_groups(job: Job) -> tuple[list[LabelledCompletion], list[TokenGroup]]:
 def _kto(job: Job, model: PreTrainedModel, groups: list[TokenGroup], watch: Watch, folder: Path) -> None:
     own, other = kto_groups(job)
     settings = settings_of(job)
-    logps = reference_logps(
+    examples = with_reference(
         model,
-        [*(item.group for item in own), *other],
+        own,
+        other,
         ref_model=None,
         cache=folder,
         max_tokens_per_forward=settings.max_tokens_per_forward,
         precision=job.precision,
     )
-    examples = [
-        UnpairedExample(item.group, item.desirable, ref, mismatched, ref_mismatched)
-        for item, ref, mismatched, ref_mismatched in zip(
-            own, logps[: len(own)], other, logps[len(own) :], strict=True
-        )
-    ]
     objective = UnpairedObjective(UnpairedSettings(method="kto", beta=0.1))
     train_items(model, objective=objective, items=examples, settings=settings, folder=folder, bar=watch)
 

@@ -376,6 +376,20 @@ FAULTS: tuple[Fault, ...] = (
         ("ORPO: odds are probabilities", "below_B - torch.log(-torch.expm1(below_B))", "below_B"),
     ),
     *_in(
+        "trainers/unpaired.py",
+        ("trainers/test_unpaired.py",),
+        (
+            "unpaired: mismatched completion never beside the own",
+            "return [both] if shared else [group, other]",
+            "return [group, other]",
+        ),
+        (
+            "unpaired: mismatched and own exchanged",
+            "(*group.completions, *other.completions)",
+            "(*other.completions, *group.completions)",
+        ),
+    ),
+    *_in(
         "objectives/unpaired.py",
         ("objectives/test_unpaired.py",),
         (

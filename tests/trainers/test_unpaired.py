@@ -1,5 +1,6 @@
 """KTO and BCO in the trainer: baseline of the whole step, learning, resume, what is refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from tests.trainers import language, toy
 from trueward.core.errors import DataError
 from trueward.core.files import read_jsonl
 from trueward.data.chat import TokenGroup
+from trueward.models.packing import count_tokens
 from trueward.objectives.unpaired import bco, kto
+from trueward.trainers import reference, unpaired
 from trueward.trainers.accumulate import accumulate
 from trueward.trainers.loop import TrainResult
 from trueward.trainers.unpaired import (
@@ -229,3 +232,51 @@ def test_a_mismatch_may_be_longer_than_every_item_where_none_else_fits(tmp_path:
     )
     assert found[0].mismatched is not None
     assert found[0].mismatched.completions == other[0].completions
+
+
+@METHODS
+def test_a_prompt_is_computed_once_for_both_completions_where_they_fit(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ref = language.policy(), language.policy(1)
+    items = labelled(6)
+    settings = UnpairedSettings(method=name)
+    seen: list[TokenGroup] = []
+    scores = reference.sequence_scores
+
+    def watched(model: Any, groups: Sequence[TokenGroup]) -> reference.SequenceScores:
+        seen.extend(groups)
+        return scores(model, groups)
+
+    for module in (reference, unpaired):
+        monkeypatch.setattr(module, "sequence_scores", watched)
+    found = {}
+    # Either completion fits behind its prompt, and both together only in the larger forward.
+    longest = max(count_tokens(item.group) for item in items)
+    for budget in (longest, 10 * longest):
+        made = unpaired_examples(
+            model,
+            items,
+            unpaired=settings,
+            ref_model=ref,
+            cache=tmp_path / str(budget),
+            max_tokens_per_forward=budget,
+        )
+        held = evaluate_unpaired(model, made, unpaired=settings, max_tokens_per_forward=budget)
+        found[budget] = made, held, {len(group.completions) for group in seen}, len(seen)
+        seen.clear()
+    (few, held_few, alone, number), (many, held_many, together, fewer) = found.values()
+    paired = UNPAIRED_METHODS[name].mismatched
+    assert 1 in alone and together == ({2} if paired else {1})
+    assert (fewer == 2 * len(items) and number > fewer) or not paired
+    for a, b in zip(few, many, strict=True):
+        assert (a.group, a.mismatched) == (b.group, b.mismatched)
+        assert a.ref == pytest.approx(b.ref, abs=1e-4)
+        assert a.ref == pytest.approx(plain_logp(ref, a.group), abs=1e-4)
+        if paired:
+            assert a.mismatched is not None
+            assert a.ref_mismatched == pytest.approx(plain_logp(ref, a.mismatched), abs=1e-4)
+            assert b.ref_mismatched == pytest.approx(a.ref_mismatched, abs=1e-4)
+    assert held_few.loss.value == pytest.approx(held_many.loss.value, abs=1e-5)
+    assert held_few.baseline == pytest.approx(held_many.baseline, abs=1e-4)
+    assert held_few.accuracy == held_many.accuracy

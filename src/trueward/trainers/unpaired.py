@@ -26,7 +26,7 @@ from trueward.trainers.accumulate import LossSum, forward_precision
 from trueward.trainers.groups import cut, describe_group
 from trueward.trainers.loop import Evaluate, Progress, TrainResult, train
 from trueward.trainers.optim import device_of
-from trueward.trainers.reference import SequenceScores, reference_logps, sequence_scores
+from trueward.trainers.reference import reference_logps, sequence_scores
 from trueward.trainers.settings import Precision, TrainSettings
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "evaluate_unpaired",
     "train_unpaired",
     "unpaired_examples",
+    "with_reference",
 ]
 
 
@@ -116,12 +117,12 @@ class UnpairedExample:
 
 
 def _loss(
-    scores: SequenceScores, examples: Sequence[UnpairedExample], baseline: float, settings: UnpairedSettings
+    logps_B: Tensor, examples: Sequence[UnpairedExample], baseline: float, settings: UnpairedSettings
 ) -> UnpairedLoss:
     return settings.record().loss(
-        scores.logps_S,
-        scores.logps_S.new_tensor([example.ref for example in examples]),
-        _labels(examples, scores.logps_S),
+        logps_B,
+        logps_B.new_tensor([example.ref for example in examples]),
+        _labels(examples, logps_B),
         baseline,
         beta=settings.beta,
         desirable_weight=settings.desirable_weight,
@@ -133,27 +134,41 @@ def _labels(examples: Sequence[UnpairedExample], like: Tensor) -> Tensor:
     return torch.tensor([example.desirable for example in examples], device=like.device)
 
 
-@torch.no_grad()
-def _baseline(
-    model: nn.Module, examples: Sequence[UnpairedExample], max_tokens: int, settings: UnpairedSettings
-) -> float:
-    """The baseline of all `examples` together under the model as it is."""
-    method = settings.record()
-    if method.mismatched:
-        scored = [(e.mismatched, e.ref_mismatched) for e in examples if e.mismatched is not None]
-    else:
-        scored = [(e.group, e.ref) for e in examples]
-    if len(scored) != len(examples):
+def _looked_at(
+    examples: Sequence[UnpairedExample], settings: UnpairedSettings
+) -> list[tuple[TokenGroup, float]]:
+    """What the baseline is measured on: completions and the reference's log-probs of them.
+
+    Raises:
+        DataError: the method needs mismatched completions, and an example has none.
+    """
+    if not settings.record().mismatched:
+        return [(e.group, e.ref) for e in examples]
+    found = [
+        (e.mismatched, e.ref_mismatched)
+        for e in examples
+        if e.mismatched is not None and e.ref_mismatched is not None
+    ]
+    if len(found) != len(examples):
         raise DataError(
             f"an example has no mismatched completion, which {settings.method} needs",
             remedy="make the examples with unpaired_examples and the same settings",
         )
-    parts = []
-    for batch in cut(scored, lambda item: item[0], max_tokens):
-        logps_B = sequence_scores(model, [group for group, _ in batch]).logps_S
-        parts.append(logps_B - logps_B.new_tensor([ref for _, ref in batch]))
-    log_ratios_B = torch.cat(parts)
-    return float(method.baseline(log_ratios_B, _labels(examples, log_ratios_B), settings.beta))
+    return found
+
+
+def _baseline(
+    logps_B: Tensor, refs: Sequence[float], examples: Sequence[UnpairedExample], settings: UnpairedSettings
+) -> float:
+    """The baseline of all `examples` together; log-probs are those of `_looked_at`."""
+    log_ratios_B = logps_B - logps_B.new_tensor(refs)
+    return float(settings.record().baseline(log_ratios_B, _labels(examples, log_ratios_B), settings.beta))
+
+
+def _all_logps(model: nn.Module, groups: Sequence[TokenGroup], max_tokens: int) -> Tensor:
+    """logps_S of all groups, forward by forward."""
+    batches = cut(groups, lambda group: group, max_tokens)
+    return torch.cat([sequence_scores(model, batch).logps_S for batch in batches])
 
 
 class UnpairedObjective:
@@ -178,13 +193,15 @@ class UnpairedObjective:
 
     def prepare(self, model: nn.Module, items: Sequence[UnpairedExample], max_tokens: int) -> None:
         """Measure the baseline of the step that `items` are."""
-        with evaluating(model):
-            self._step_baseline = _baseline(model, items, max_tokens, self._settings)
+        groups, refs = zip(*_looked_at(items, self._settings), strict=True)
+        with evaluating(model), torch.no_grad():
+            logps_B = _all_logps(model, groups, max_tokens)
+        self._step_baseline = _baseline(logps_B, refs, items, self._settings)
 
     def loss(self, model: nn.Module, items: Sequence[UnpairedExample]) -> LossSum:
         assert self._step_baseline is not None, "prepare comes before the first micro-batch of a step"
         scores = sequence_scores(model, [example.group for example in items])
-        out = _loss(scores, items, self._step_baseline, self._settings)
+        out = _loss(scores.logps_S, items, self._step_baseline, self._settings)
         sums: dict[str, tuple[Tensor, float]] = {
             "objective/baseline": (out.loss_B.new_tensor(self._step_baseline * len(items)), len(items))
         }
@@ -260,24 +277,65 @@ def unpaired_examples(
                 f"example {item.group.id or '(no id)'} is not one completion with trained tokens",
                 value=[sum(c.trained) for c in item.group.completions],
             )
-    own = [item.group for item in labelled]
-    others = _mismatches(labelled, max_tokens) if labelled and unpaired.record().mismatched else []
-    logps = reference_logps(
+    others = _mismatches(labelled, max_tokens) if labelled and unpaired.record().mismatched else None
+    return with_reference(
         model,
-        [*own, *others],
+        labelled,
+        others,
         ref_model=ref_model,
         cache=cache,
         max_tokens_per_forward=max_tokens_per_forward,
         precision=precision,
     )
-    refs, other_refs = logps[: len(own)], logps[len(own) :]
-    if not others:
-        rows = zip(labelled, refs, strict=True)
-        return [UnpairedExample(item.group, item.desirable, ref) for item, ref in rows]
+
+
+def with_reference(
+    model: nn.Module,
+    labelled: Sequence[LabelledCompletion],
+    mismatched: Sequence[TokenGroup] | None,
+    *,
+    ref_model: nn.Module | None,
+    cache: Path,
+    max_tokens_per_forward: int,
+    precision: Precision = "float32",
+) -> list[UnpairedExample]:
+    """Examples with the reference's log-probs; arguments are those of `reference.reference_logps`.
+
+    Args:
+        mismatched: of each example its prompt with another completion; None for methods that look at none.
+    """
+    groups: list[TokenGroup] = []
+    others: Sequence[TokenGroup | None] = [None] * len(labelled) if mismatched is None else mismatched
+    for item, other in zip(labelled, others, strict=True):
+        groups += _side_by_side(item.group, other, max_tokens_per_forward)
+    logps = iter(
+        reference_logps(
+            model,
+            groups,
+            ref_model=ref_model,
+            cache=cache,
+            max_tokens_per_forward=max_tokens_per_forward,
+            precision=precision,
+        )
+    )
+    if mismatched is None:
+        return [
+            UnpairedExample(item.group, item.desirable, ref)
+            for item, ref in zip(labelled, logps, strict=True)
+        ]
     return [
-        UnpairedExample(item.group, item.desirable, ref, other, other_ref)
-        for item, ref, other, other_ref in zip(labelled, refs, others, other_refs, strict=True)
+        UnpairedExample(item.group, item.desirable, next(logps), other, next(logps))
+        for item, other in zip(labelled, mismatched, strict=True)
     ]
+
+
+def _side_by_side(group: TokenGroup, other: TokenGroup | None, max_tokens: int) -> list[TokenGroup]:
+    """Both completions behind one prompt, where they fit into one forward; else one after the other."""
+    if other is None:
+        return [group]
+    both = TokenGroup(group.prompt_ids, (*group.completions, *other.completions), group.id)
+    shared = group.prompt_ids == other.prompt_ids and count_tokens(both) <= max_tokens
+    return [both] if shared else [group, other]
 
 
 def train_unpaired(
@@ -363,22 +421,22 @@ def evaluate_unpaired(
     """
     if not examples:
         raise DataError("there is no held-out completion to evaluate on", remedy="check the split")
+    looked_at = _looked_at(examples, unpaired)
+    mismatched = unpaired.record().mismatched
+    groups: list[TokenGroup] = []
+    for example, (group, _) in zip(examples, looked_at, strict=True):
+        groups += _side_by_side(example.group, group if mismatched else None, max_tokens_per_forward)
     with forward_precision(precision, device_of(model)):
-        baseline = _baseline(model, examples, max_tokens_per_forward, unpaired)
-    losses, right = [], []
+        logps_S = _all_logps(model, groups, max_tokens_per_forward)
+    own_B, other_B = logps_S.view(-1, 2).unbind(1) if mismatched else (logps_S, logps_S)
+    baseline = _baseline(other_B, [ref for _, ref in looked_at], examples, unpaired)
+    out = _loss(own_B, examples, baseline, unpaired)
     # A KL is in nats, a reward is beta times that.
-    reward_baseline = unpaired.beta * baseline if unpaired.record().mismatched else baseline
-    for batch in cut(examples, lambda example: example.group, max_tokens_per_forward):
-        with forward_precision(precision, device_of(model)):
-            scores = sequence_scores(model, [example.group for example in batch])
-        out = _loss(scores, batch, baseline, unpaired)
-        signs_B = torch.sign(out.rewards_B - reward_baseline)
-        labels_B = _labels(batch, out.loss_B)
-        losses.append(out.loss_B.cpu())
-        right.append((0.5 + 0.5 * torch.where(labels_B, signs_B, -signs_B)).cpu())
+    signs_B = torch.sign(out.rewards_B - (unpaired.beta * baseline if mismatched else baseline))
+    right_B = 0.5 + 0.5 * torch.where(_labels(examples, signs_B), signs_B, -signs_B)
     asked = [example.group.prompt_ids for example in examples]
     return UnpairedEvaluation(
-        bootstrap_mean(torch.cat(losses).numpy(), groups=asked),
-        bootstrap_mean(torch.cat(right).numpy(), groups=asked),
+        bootstrap_mean(out.loss_B.cpu().numpy(), groups=asked),
+        bootstrap_mean(right_B.cpu().numpy(), groups=asked),
         baseline,
     )
