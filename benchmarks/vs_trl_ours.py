@@ -104,15 +104,27 @@ _TRAINERS: Mapping[str, Callable[[Job, PreTrainedModel, list[TokenGroup], Watch,
 
 def _flops(job: Job, model: PreTrainedModel) -> float:
     """Prompts once a pair; a reward model has no vocabulary head; the reference of DPO and KTO is
-    a forward more, and so are the mismatched answers of KTO under both models."""
+    a forward more, and so are the mismatched answers of KTO under both models. Where an answer and its
+    mismatched one fit into one forward, the reference needs their prompt once.
+    """
 
-    def needed(groups: list[TokenGroup], factor: int) -> float:
-        row_tokens = sum(map(count_tokens, groups))
+    def needed(groups: list[TokenGroup], factor: int, shared: int = 0) -> float:
+        row_tokens = sum(map(count_tokens, groups)) - shared
         scored = 0 if job.method == "reward" else sum(len(c.ids) for g in groups for c in g.completions)
         return training_flops(model, row_tokens=row_tokens, scored_tokens=scored, factor=factor)
 
-    own = needed(groups_of(job), 8 if job.method in ("dpo", "kto") else 6)
-    return own + (needed(kto_groups(job)[1], 4) if job.method == "kto" else 0.0)
+    groups = groups_of(job)
+    own = needed(groups, 8 if job.method in ("dpo", "kto") else 6)
+    if job.method != "kto":
+        return own
+    others = kto_groups(job)[1]
+    most = settings_of(job).max_tokens_per_forward
+    shared = sum(
+        len(group.prompt_ids)
+        for group, other in zip(groups, others, strict=True)
+        if count_tokens(group) + len(other.completions[0].ids) <= most
+    )
+    return own + needed(others, 2) + needed(others, 2, shared)
 
 
 def train(job: Job, model: PreTrainedModel, watch: Watch) -> None:
