@@ -6,22 +6,32 @@ work folder.
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks import overlap
+from benchmarks.offload import on_disk
 from benchmarks.vs_trl_watch import memory_bytes
 from benchmarks.vs_trl_work import Job, groups_of
 from trueward.core.files import read_json, write_json
-from trueward.models import head, prepare_cpu
-from trueward.models.packing import batches_by_tokens, count_tokens
+from trueward.data.chat import TokenGroup
+from trueward.models import head, onednn, prepare_cpu, routes
+from trueward.models.attention import Segment
+from trueward.models.backend import own_memory
+from trueward.models.flex import FlexKernel, build_flex_plan, compiled_kernel
+from trueward.models.packing import batches_by_tokens, count_tokens, pack
+from trueward.models.scoring import score_completions
 from trueward.trainers.accumulate import accumulate
 from trueward.trainers.preference import PreferenceObjective, PreferencePair, PreferenceSettings
 
@@ -164,13 +174,17 @@ def _compiled(job: TriedJob) -> Figures:
     def work() -> None:
         (layer.mlp(layer.post_attention_layernorm(hidden)) + hidden).sum().backward()
 
-    eager_s = _least_s(work, 5)
-    started_s = time.perf_counter()
-    layer.mlp.compile(dynamic=True)
-    layer.post_attention_layernorm.compile(dynamic=True)
-    work()
-    compiled_s = time.perf_counter() - started_s
-    return {"eager s": eager_s, "compiled s": _least_s(work, 5), "compilation s": compiled_s}
+    figures = {"eager s": _least_s(work, 5)}
+    # Any length, and one compilation for each bucket of lengths.
+    for name, dynamic in (("for all lengths", True), ("for one bucket of lengths", False)):
+        torch.compiler.reset()
+        started_s = time.perf_counter()
+        layer.mlp.compile(dynamic=dynamic)
+        layer.post_attention_layernorm.compile(dynamic=dynamic)
+        work()
+        figures[f"compilation {name} s"] = time.perf_counter() - started_s
+        figures[f"compiled {name} s"] = _least_s(work, 5)
+    return figures
 
 
 def _head_chunks(job: TriedJob) -> Figures:
@@ -220,33 +234,67 @@ def _attention(job: TriedJob) -> Figures:
         out = scaled_dot_product_attention(q, k, v, is_causal=True)
         out.values().sum().backward()
 
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    row = [states(config.num_attention_heads, sum(lengths)) for _ in range(3)]
+    segments = [Segment(start, n, 0, 0) for start, n in zip(starts, lengths, strict=True)]
+
+    def flex(kernel: FlexKernel, *, backward: bool) -> Callable[[], None]:
+        plan = build_flex_plan(segments, num_tokens=sum(lengths), device="cpu", kernel=kernel)
+        module = nn.Module()
+
+        def work() -> None:
+            with nullcontext() if backward else torch.no_grad():
+                out = plan.attend(module, *row, scaling=None, dropout=0.0, window=None)
+            if backward:
+                out.sum().backward()
+
+        return work
+
+    def forward_only() -> None:
+        with torch.no_grad():
+            for q, k, v in parts:
+                scaled_dot_product_attention(q, k, v, is_causal=True)
+
     figures = {
         "segments float32 s": _least_s(by_segment(torch.float32), 5),
         "segments bfloat16 s": _least_s(by_segment(torch.bfloat16), 5),
     }
-    try:
-        figures["NestedTensor float32 s"] = _least_s(nested, 5)
-    except (RuntimeError, NotImplementedError):
-        figures["NestedTensor float32 s"] = float("nan")
+    ways: Mapping[str, Callable[[], Callable[[], None]]] = {
+        "NestedTensor float32 s": lambda: nested,
+        "flex-attention with its backward s": lambda: flex(flex_attention, backward=True),
+        "segments without a backward s": lambda: forward_only,
+        "flex-attention without a backward s": lambda: flex(flex_attention, backward=False),
+        "flex-attention compiled, without a backward s": lambda: flex(compiled_kernel(), backward=False),
+    }
+    for name, way in ways.items():
+        try:
+            figures[name] = _least_s(way(), 5)
+        except (RuntimeError, NotImplementedError):
+            figures[name] = float("nan")
     return figures
 
 
 def _decoding_weights(job: TriedJob) -> Figures:
-    """The matrix products of one decoding step of 8 rows, over all layers and the head."""
-    weights = [m.weight.detach() for m in _model(job).modules() if isinstance(m, nn.Linear)]
+    """Matrix products of one decoding step of 8 rows, over all layers and the head; then how far log-probs
+    under rounded weights are from the trainer's, which would have to be computed again.
+    """
+    model = _model(job).eval()
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Linear)]
     rows = {width: torch.randn(8, width) for width in {w.shape[1] for w in weights}}
-    figures = {"float32 s": _least_s(lambda: [linear(rows[w.shape[1]], w) for w in weights], 5)}
     halves = [weight.bfloat16() for weight in weights]
-    figures["bfloat16 s"] = _least_s(lambda: [linear(rows[w.shape[1]].bfloat16(), w) for w in halves], 5)
-    reorder, packed_linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+    figures: Figures = {}
     for name, plain in (("float32", weights), ("bfloat16", halves)):
-        laid = [(w.shape[1], reorder(w, 8)) for w in plain]
         inputs = {width: row.to(plain[0].dtype) for width, row in rows.items()}
-        figures[f"{name} laid out beforehand s"] = _least_s(
-            lambda laid=laid, inputs=inputs: [
-                packed_linear(inputs[width], weight, None, "none", [], "") for width, weight in laid
-            ],
-            5,
+        figures[f"{name} s"] = _least_s(
+            lambda plain=plain, inputs=inputs: [linear(inputs[w.shape[1]], w) for w in plain], 5
+        )
+        laid_name = f"{name} laid out beforehand s"
+        if not onednn.available(plain[0].dtype):
+            figures[laid_name] = float("nan")
+            continue
+        laid = [(w.shape[1], onednn.packed(w)) for w in plain]
+        figures[laid_name] = _least_s(
+            lambda laid=laid, inputs=inputs: [onednn.product(inputs[width], w, None) for width, w in laid], 5
         )
     scales = [weight.abs().amax(1) / 127 for weight in weights]
     bytes_ = [(w / s.unsqueeze(1)).round().to(torch.int8) for w, s in zip(weights, scales, strict=True)]
@@ -254,11 +302,59 @@ def _decoding_weights(job: TriedJob) -> Figures:
     figures["int8 weights, bfloat16 rows s"] = _least_s(
         lambda: [torch._weight_int8pack_mm(rows[w.shape[1]].bfloat16(), w, s) for w, s in packed], 5
     )
-    exact = linear(rows[weights[0].shape[1]], weights[0])
-    for name, rounded in (("bfloat16", halves[0].float()), ("int8", bytes_[0] * scales[0].unsqueeze(1))):
-        error = linear(rows[weights[0].shape[1]], rounded) - exact
-        figures[f"relative error of a product, {name}"] = float(error.norm() / exact.norm())
+    groups = groups_of(_job(job))
+    exact_N = _logps(model, groups)
+    figures["log-probs again s"] = _least_s(lambda: _logps(model, groups), 1)
+    for name, rounded in (
+        ("bfloat16", [half.float() for half in halves]),
+        ("int8", [b * s.unsqueeze(1) for b, s in zip(bytes_, scales, strict=True)]),
+    ):
+        kept = [weight.clone() for weight in weights]
+        for weight, other in zip(weights, rounded, strict=True):
+            weight.copy_(other)
+        figures[f"mean difference of a token's log-prob, {name} nats"] = float(
+            (_logps(model, groups) - exact_N).abs().mean()
+        )
+        for weight, other in zip(weights, kept, strict=True):
+            weight.copy_(other)
     return figures
+
+
+@torch.no_grad()
+def _logps(model: PreTrainedModel, groups: Sequence[TokenGroup]) -> Tensor:
+    return score_completions(model, pack(groups, model.device)).logps_N
+
+
+def _on_disk(job: TriedJob) -> Figures:
+    """One gradient with activations in memory and on disk."""
+    model = _model(job)
+    own_memory(model)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    room = max(1024, *(count_tokens(group) for group in groups_of(_job(job))))
+    work = _gradient(job, model, room, "float32")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    loaded_bytes = memory_bytes("VmRSS")
+    figures: Figures = {}
+    # What a later one needs more comes on top of what the one before left in the heap.
+    for name in ("on disk", "computed again", "all in memory"):
+        with tempfile.TemporaryDirectory(dir=job.work) as folder, ExitStack() as within:
+            if name != "computed again":
+                # Those of the package hold what they need outside of the graph.
+                plain = patch.object(routes, "few_activations", lambda backbone, num_tokens: nullcontext())
+                within.enter_context(plain)
+            if name == "on disk":
+                kept = on_disk(Path(folder), lambda t: t.untyped_storage().data_ptr() in weights)
+                within.enter_context(kept)
+            work()
+            figures[f"{name}, peak above the weights GiB"] = (memory_bytes("VmHWM") - loaded_bytes) / 2**30
+            started_s = time.perf_counter()
+            work()
+            figures[f"{name} s"] = time.perf_counter() - started_s
+    return figures
+
+
+def _overlap(job: TriedJob) -> Figures:
+    return overlap.measure(job.work, job.batch, 1 if job.quick else 3)
 
 
 TRIALS: Mapping[str, Trial] = {
@@ -279,9 +375,13 @@ TRIALS: Mapping[str, Trial] = {
     "chunks of the vocabulary head": Trial(
         _head_chunks, "kept: 64 MiB, and a softmax of at most 64 MiB is kept for the backward"
     ),
-    "attention per segment, bfloat16, NestedTensor": Trial(
-        _attention, "kept: buckets of segments, in float32 also under bfloat16 (CPU)"
+    "attention per segment, bfloat16, NestedTensor, flex-attention": Trial(
+        _attention, "kept: buckets of segments, in float32 also under bfloat16 (CPU); flex-attention on a GPU"
     ),
+    "activations on disk": Trial(
+        _on_disk, "not kept: a smaller forward gives the same gradient, with less memory and in no more time"
+    ),
+    "sampling and training in two processes": Trial(_overlap, "OVERLAP"),
     "bfloat16 and int8 weights for decoding": Trial(
         _decoding_weights,
         "bfloat16 by loading the model so; int8 not kept: no faster, and its error shows in the log-probs; "
