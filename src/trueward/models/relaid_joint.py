@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from trueward.models import onednn
-from trueward.models.backend import forget_pages, forget_range
+from trueward.models.backend import Vacated, forget_range
 
-__all__ = ["JointLayers", "siblings"]
+__all__ = ["JointLayers", "refill", "siblings", "vacate"]
 
 # By the names that layers of the Llama kind have.
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -29,19 +29,16 @@ class JointLayers:
 
     def __init__(self, layers: list[nn.Linear]) -> None:
         self._layers = layers
-        self._dense = [layer.weight.data for layer in layers]
-        self._sizes = [len(dense_OI) for dense_OI in self._dense]
-        self._packed = onednn.packed(torch.cat(self._dense))
+        self._sizes = [len(layer.weight) for layer in layers]
+        self._packed = onednn.packed(torch.cat([layer.weight.data for layer in layers]))
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._bias = torch.cat([bias.data for bias in biases]) if biases else None
         # The last rows, and what layers have still to take of their result.
         self._rows: Tensor | None = None
         self._version = 0
         self._left: dict[int, Tensor] = {}
+        self._vacated = [vacate(layer) for layer in layers]
         for index, layer in enumerate(layers):
-            # The parameter has no elements meanwhile, so that who reads it fails instead of reading nothing.
-            layer.weight.data = self._dense[index].new_empty(0)
-            forget_pages(self._dense[index])
             layer.forward = partial(self._part, index)  # type: ignore[method-assign]  # of this one, meanwhile
 
     def _part(self, index: int, rows: Tensor) -> Tensor:
@@ -58,14 +55,26 @@ class JointLayers:
 
     def put_back(self) -> None:
         """The weights, bit by bit, where they were."""
-        dense_OI = self._packed.to_dense()
-        parts = torch.split(dense_OI, self._sizes)
-        for layer, own_oI, found_oI in zip(self._layers, self._dense, parts, strict=True):
-            own_oI.copy_(found_oI)
-            layer.weight.data = own_oI
+        parts = torch.split(self._packed.to_dense(), self._sizes)
+        for layer, vacated, found_oI in zip(self._layers, self._vacated, parts, strict=True):
+            refill(layer, vacated, found_oI)
             del layer.forward
-        # Freed, but kept by the allocator: weights that come back would lie beside all of these.
-        forget_range(*onednn.bounds(self._packed))
+        if not all(vacated.emptied for vacated in self._vacated):
+            # Freed, but kept by the allocator: weights that come back would lie beside all of these.
+            forget_range(*onednn.bounds(self._packed))
+
+
+def vacate(layer: nn.Linear) -> Vacated:
+    """Take the weight's memory. The parameter has no elements meanwhile, so that who reads it fails instead
+    of reading nothing."""
+    dense = layer.weight.data
+    layer.weight.data = dense.new_empty(0)
+    return Vacated(dense)
+
+
+def refill(layer: nn.Linear, vacated: Vacated, values: Tensor) -> None:
+    """Give the weight back."""
+    layer.weight.data = vacated.fill(values)
 
 
 def siblings(
@@ -81,10 +90,12 @@ def siblings(
             continue
         layers = [children[name] for name in names]
         linears = [layer for layer in layers if takes(layer)]
-        if len(linears) < len(layers):
-            continue
-        weights = [layer.weight.data for layer in linears]
-        alike = len({(weight.shape[1], weight.dtype) for weight in weights}) == 1
-        biased = {layer.bias is None for layer in linears}
-        if alike and len(biased) == 1 and sum(weight.nbytes for weight in weights) <= _MOST_BYTES:
+        if len(linears) == len(layers) and _alike(linears):
             yield linears
+
+
+def _alike(layers: list[nn.Linear]) -> bool:
+    weights = [layer.weight for layer in layers]
+    alike = len({(weight.shape[1], weight.dtype) for weight in weights}) == 1
+    biased = {layer.bias is None for layer in layers}
+    return alike and len(biased) == 1 and sum(weight.nbytes for weight in weights) <= _MOST_BYTES
