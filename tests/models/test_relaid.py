@@ -263,7 +263,7 @@ def test_memory_is_emptied_only_where_nothing_else_looks_at_it() -> None:
     model = tiny_model("llama")
     layer = model.model.layers[0]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    looked_at = layer.mlp.down_proj.weight.detach().numpy()
+    looked_at = torch.from_dlpack(layer.mlp.down_proj.weight.detach())
     address = layer.mlp.down_proj.weight.data_ptr()
     storages = {
         name: getattr(layer.mlp, name).weight.untyped_storage() for name in ("gate_proj", "down_proj")
@@ -271,9 +271,9 @@ def test_memory_is_emptied_only_where_nothing_else_looks_at_it() -> None:
     with laid_out(model):
         assert storages["gate_proj"].nbytes() == 0
         assert storages["down_proj"].nbytes() > 0
-    # The array sees the weights where they were; the others are in the same storages.
+    # What knows only the address sees the weights where they were; the others are in the same storages.
     assert layer.mlp.down_proj.weight.data_ptr() == address
-    assert (torch.from_numpy(looked_at) == layer.mlp.down_proj.weight).all()
+    assert torch.equal(looked_at, layer.mlp.down_proj.weight)
     for name, storage in storages.items():
         assert getattr(layer.mlp, name).weight.untyped_storage().data_ptr() == storage.data_ptr()
     for name, value in model.state_dict().items():
