@@ -117,8 +117,8 @@ class Vacated:
     """A tensor that takes no memory until it is filled again, in the same storage.
 
     Where nothing else looks at the storage it is emptied, and what comes next lies in its place without the
-    kernel being asked. Where something does (an alias, an array of another library), its address must not change: only its
-    pages are given back, and whoever reads them reads zeros.
+    kernel being asked. Where something does (an alias, an array of another library), its address must not
+    change: only its pages are given back, and whoever reads them reads zeros.
     """
 
     def __init__(self, tensor: Tensor) -> None:
