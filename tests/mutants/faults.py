@@ -231,20 +231,6 @@ FAULTS: tuple[Fault, ...] = (
         ("table: not put back", "rows_BD.copy_(block.to_dense())", "rows_BD.zero_()"),
     ),
     *_in(
-        "models/backend.py",
-        ("models/test_relaid.py",),
-        (
-            "memory: emptied under who looks at it",
-            "self.emptied = _users(tensor) == _users(tensor.new_empty(1))",
-            "self.emptied = True",
-        ),
-        (
-            "memory: never emptied",
-            "self.emptied = _users(tensor) == _users(tensor.new_empty(1))",
-            "self.emptied = False",
-        ),
-    ),
-    *_in(
         "models/relaid_joint.py",
         ("models/test_relaid.py",),
         ("joint: rows changed in place", "version != self._version or ", ""),

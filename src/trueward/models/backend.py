@@ -14,15 +14,7 @@ from torch import Tensor, nn
 
 from trueward.core.errors import ModelError
 
-__all__ = [
-    "Vacated",
-    "choose_device",
-    "forget_pages",
-    "forget_range",
-    "keep_freed_memory",
-    "own_memory",
-    "prepare_cpu",
-]
+__all__ = ["choose_device", "forget_pages", "forget_range", "keep_freed_memory", "own_memory", "prepare_cpu"]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -111,38 +103,3 @@ def forget_range(address: int, size: int) -> None:
     if sys.platform.startswith("linux") and end > first:
         madvise = ctypes.CDLL(None).madvise
         madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
-
-
-class Vacated:
-    """A tensor that takes no memory until it is filled again, in the same storage.
-
-    Where nothing else looks at the storage it is emptied, and what comes next lies in its place without the
-    kernel being asked. Where something does (an alias, an array of another library), its address must not
-    change: only its pages are given back, and whoever reads them reads zeros.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        """tensor: contiguous, alone in its storage, which torch has allocated; the caller holds no other
-        tensor of it."""
-        self._tensor = tensor
-        self._size = tensor.untyped_storage().nbytes()
-        self.emptied = _users(tensor) == _users(tensor.new_empty(1))
-        if self.emptied:
-            tensor.untyped_storage().resize_(0)
-        else:
-            forget_pages(tensor)
-
-    def fill(self, values: Tensor) -> Tensor:
-        """Take memory again. Returns the tensor."""
-        if self.emptied:
-            self._tensor.untyped_storage().resize_(self._size)
-        return self._tensor.copy_(values)
-
-
-def _users(tensor: Tensor) -> int:
-    """How many hold its storage, by torch's count; -1 for a tensor of one element where torch does not tell,
-    so that no count equals it."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None:
-        return -tensor.numel()
-    return int(count(tensor.untyped_storage()._cdata))

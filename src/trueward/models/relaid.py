@@ -3,8 +3,8 @@ trains.
 
 A product of a few rows waits for the weights, and a library that gets them row by row copies them into its
 own order first, at every call. `laid_out` does it once for all products within. While a weight lies in the
-other order its own storage takes no memory, and is filled again at the end, bit by bit as it was (see
-`backend.Vacated`). So it is with a head that is the embedding table too (see relaid_table), and with layers
+other order the pages of its own storage are given back, and are filled again at the end, bit by bit as they
+were. So it is with a head that is the embedding table too (see relaid_table), and with layers
 that read the same rows and become one product (see relaid_joint); a weight that other modules share is kept
 twice, and one that is mapped from a file (see `backend.own_memory`) stays as it is.
 """
@@ -16,8 +16,8 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from trueward.models import onednn
-from trueward.models.backend import forget_range
-from trueward.models.relaid_joint import JointLayers, refill, siblings, vacate
+from trueward.models.backend import forget_pages, forget_range
+from trueward.models.relaid_joint import lay_siblings
 from trueward.models.relaid_table import LaidTable, takes_table
 
 __all__ = ["laid_out"]
@@ -25,19 +25,23 @@ __all__ = ["laid_out"]
 
 def _lay(module: nn.Linear, *, shared: bool) -> Callable[[], None]:
     """Returns what puts the weight back. A shared one is kept beside."""
-    packed = onednn.packed(module.weight.data)
-    vacated = None if shared else vacate(module)
+    dense = module.weight.data
+    packed = onednn.packed(dense)
+    if not shared:
+        # The parameter has no elements meanwhile, so that who reads it fails instead of reading nothing.
+        module.weight.data = dense.new_empty(0)
+        forget_pages(dense)
     bias = module.bias
 
     def forward(rows: Tensor) -> Tensor:
         return onednn.product(rows, packed, bias)
 
     def put_back() -> None:
-        if vacated is not None:
-            refill(module, vacated, packed.to_dense())
-            if not vacated.emptied:
-                # Freed, but kept by the allocator: weights that come back would lie beside all of these.
-                forget_range(*onednn.bounds(packed))
+        if not shared:
+            dense.copy_(packed.to_dense())
+            # Freed, but kept by the allocator: weights that come back would lie beside all of these.
+            forget_range(*onednn.bounds(packed))
+            module.weight.data = dense
         del module.forward
 
     module.forward = forward  # type: ignore[method-assign, assignment]  # of this one, meanwhile
@@ -77,9 +81,8 @@ def laid_out(model: nn.Module) -> Iterator[int]:
         return module.weight.untyped_storage().resizable() and onednn.works(module.weight.data)
 
     try:
-        for module in model.modules():
-            for layers in siblings(module, alone):
-                laid.append(JointLayers(layers).put_back)
+        for put_back in lay_siblings(model, alone):
+            laid.append(put_back)
         for module in model.modules():
             if not _takes(module):
                 continue

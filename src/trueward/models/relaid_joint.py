@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from trueward.models import onednn
-from trueward.models.backend import Vacated, forget_range
+from trueward.models.backend import forget_pages, forget_range
 
-__all__ = ["JointLayers", "refill", "siblings", "vacate"]
+__all__ = ["JointLayers", "lay_siblings"]
 
 # By the names that layers of the Llama kind have.
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -27,18 +27,24 @@ _MOST_BYTES = 1 << 24
 class JointLayers:
     """Layers that multiply as one until `put_back`."""
 
-    def __init__(self, layers: list[nn.Linear]) -> None:
+    def __init__(self, layers: list[nn.Linear], room: Tensor) -> None:
+        """room: where their weights are put together."""
         self._layers = layers
         self._sizes = [len(layer.weight) for layer in layers]
-        self._packed = onednn.packed(torch.cat([layer.weight.data for layer in layers]))
+        whole_OI = room[: sum(layer.weight.numel() for layer in layers)].view(sum(self._sizes), -1)
+        torch.cat([layer.weight.data for layer in layers], out=whole_OI)
+        self._packed = onednn.packed(whole_OI)
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._bias = torch.cat([bias.data for bias in biases]) if biases else None
         # The last rows, and what layers have still to take of their result.
         self._rows: Tensor | None = None
         self._version = 0
         self._left: dict[int, Tensor] = {}
-        self._vacated = [vacate(layer) for layer in layers]
+        self._dense = [layer.weight.data for layer in layers]
         for index, layer in enumerate(layers):
+            # The parameter has no elements meanwhile, so that who reads it fails instead of reading nothing.
+            layer.weight.data = room.new_empty(0)
+            forget_pages(self._dense[index])
             layer.forward = partial(self._part, index)  # type: ignore[method-assign]  # of this one, meanwhile
 
     def _part(self, index: int, rows: Tensor) -> Tensor:
@@ -56,41 +62,42 @@ class JointLayers:
     def put_back(self) -> None:
         """The weights, bit by bit, where they were."""
         parts = torch.split(self._packed.to_dense(), self._sizes)
-        for layer, vacated, found_oI in zip(self._layers, self._vacated, parts, strict=True):
-            refill(layer, vacated, found_oI)
+        for layer, own_oI, found_oI in zip(self._layers, self._dense, parts, strict=True):
+            own_oI.copy_(found_oI)
+            layer.weight.data = own_oI
             del layer.forward
-        if not all(vacated.emptied for vacated in self._vacated):
-            # Freed, but kept by the allocator: weights that come back would lie beside all of these.
-            forget_range(*onednn.bounds(self._packed))
+        # Freed, but kept by the allocator: weights that come back would lie beside all of these.
+        forget_range(*onednn.bounds(self._packed))
 
 
-def vacate(layer: nn.Linear) -> Vacated:
-    """Take the weight's memory. The parameter has no elements meanwhile, so that who reads it fails instead
-    of reading nothing."""
-    dense = layer.weight.data
-    layer.weight.data = dense.new_empty(0)
-    return Vacated(dense)
+def lay_siblings(
+    model: nn.Module, takes: Callable[[nn.Module], TypeGuard[nn.Linear]]
+) -> Iterator[Callable[[], None]]:
+    """Lay out layers of a model that read the same rows, and are small enough to gain by one product.
+
+    takes: whether a module is a layer whose weight can be laid out.
+
+    Yields:
+        What puts the weights of some layers back, as soon as these are laid out.
+    """
+    found = [layers for module in model.modules() for layers in _siblings(module, takes)]
+    rooms: dict[torch.dtype, Tensor] = {}
+    for layers in found:
+        weight = layers[0].weight
+        # One for all: the allocator would not find the place of the last one again.
+        if weight.dtype not in rooms:
+            rooms[weight.dtype] = weight.new_empty(_MOST_BYTES // weight.itemsize)
+        yield JointLayers(layers, rooms[weight.dtype]).put_back
 
 
-def refill(layer: nn.Linear, vacated: Vacated, values: Tensor) -> None:
-    """Give the weight back."""
-    layer.weight.data = vacated.fill(values)
-
-
-def siblings(
+def _siblings(
     module: nn.Module, takes: Callable[[nn.Module], TypeGuard[nn.Linear]]
 ) -> Iterator[list[nn.Linear]]:
-    """Children that read the same rows, and are small enough to gain by one product.
-
-    takes: whether a child is a layer whose weight can be laid out.
-    """
     children = dict(module.named_children())
     for names in _NAMES:
-        if not set(names) <= set(children):
-            continue
-        layers = [children[name] for name in names]
+        layers = [children[name] for name in names if name in children]
         linears = [layer for layer in layers if takes(layer)]
-        if len(linears) == len(layers) and _alike(linears):
+        if len(linears) == len(names) and _alike(linears):
             yield linears
 
 
