@@ -384,7 +384,10 @@ TRIALS: Mapping[str, Trial] = {
     "activations on disk": Trial(
         _on_disk, "not kept: a smaller forward gives the same gradient, with less memory and in no more time"
     ),
-    "sampling and training in two processes": Trial(_overlap, "OVERLAP"),
+    "sampling and training in two processes": Trial(
+        _overlap,
+        "not kept: a little faster, for a second model in memory, and what is trained on was drawn by weights of a step ago",
+    ),
     "bfloat16 and int8 weights for decoding": Trial(
         _decoding_weights,
         "bfloat16 by loading the model so; int8 not kept: no faster, and its error shows in the log-probs; "
