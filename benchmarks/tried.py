@@ -386,8 +386,8 @@ TRIALS: Mapping[str, Trial] = {
     ),
     "sampling and training in two processes": Trial(
         _overlap,
-        "not kept: a little faster, for a second model in memory, and what is trained on was drawn by weights "
-        "of a step ago",
+        "not kept: a little faster, for a second model in memory, and what is trained on was drawn by "
+        "weights of a step ago",
     ),
     "bfloat16 and int8 weights for decoding": Trial(
         _decoding_weights,
