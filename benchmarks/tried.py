@@ -391,8 +391,9 @@ TRIALS: Mapping[str, Trial] = {
     ),
     "bfloat16 and int8 weights for decoding": Trial(
         _decoding_weights,
-        "bfloat16 by loading the model so; int8 not kept: no faster, and its error shows in the log-probs; "
-        "weights laid out beforehand kept (models.relaid): faster, but memory of the process grows",
+        "bfloat16 by loading the model so; int8 not kept: little faster than weights laid out, and its error "
+        "in a log-prob is several times that of bfloat16, so that every drawn token would have to be scored "
+        "again; weights laid out beforehand kept (models.relaid)",
     ),
 }
 """Name -> trial."""
