@@ -56,15 +56,16 @@ def _verdict(target: Target | None, values: Mapping[str, Any]) -> str:
 
 
 def _trl(lines: Sequence[Line]) -> str:
+    # What is compared with a target comes first: the table is wider than a screen.
     cells = (
-        "model,method,precision,threads,allocator,pairs x steps,largest forward,tokens/s,TRL,speed,"
-        "by CPU time,memory GiB,TRL,ratio"
+        "model,method,precision,threads,allocator,speed,memory,loss diff,target,pairs x steps,"
+        "largest forward,tokens/s,TRL,by CPU time,memory GiB,TRL,whole process,MFU"
     )
-    head = [*cells.split(","), "whole process", "loss diff", "MFU", "target"]
     rows = []
     for line in lines:
         _, size, method, precision, threads, *rest = line.name.split("/")
         v = line.values
+        share = f"{v['utilisation']:.0%} of {v['matmul_gflops_per_s']:.0f} GFLOP/s"
         rows.append(
             [
                 size,
@@ -72,24 +73,22 @@ def _trl(lines: Sequence[Line]) -> str:
                 precision,
                 threads.split()[0],
                 ", ".join(rest),
+                f"{v['speed']:.2f}x",
+                f"{v['memory']:.2f}",
+                f"{v['loss_difference']:.1e}",
+                _verdict(TRL_TARGETS.get((size, method, precision)), v),
                 f"{v['pairs']} x {v['steps']}",
                 f"{v['forward_tokens']:,}" if v["forward_tokens"] else "the batch",
                 f"{v['tokens_per_s']:.0f}",
                 f"{v['peer_tokens_per_s']:.0f}",
-                f"{v['speed']:.2f}x",
                 f"{v['cpu_speed']:.2f}x",
                 f"{v['training_gib']:.2f}",
                 f"{v['peer_training_gib']:.2f}",
-                f"{v['memory']:.2f}",
                 f"{v['total_memory']:.2f}",
-                f"{v['loss_difference']:.1e}",
-                f"{v['utilisation']:.0%} of {v['matmul_gflops_per_s']:.0f} GFLOP/s"
-                if v["utilisation"]
-                else "-",
-                _verdict(TRL_TARGETS.get((size, method, precision)), v),
+                share if v["utilisation"] else "-",
             ]
         )
-    return markdown(head, rows)
+    return markdown(cells.split(","), rows)
 
 
 def _utilisation(lines: Sequence[Line]) -> str:
