@@ -27,17 +27,14 @@ class _OnDisk:
     def __init__(self, tensor: Tensor, folder: Path) -> None:
         self._file = tempfile.NamedTemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as the graph
         self._like = tensor.new_empty(0), tensor.shape
-        mapped = self._mapped()
+        mapped = self.read()
         mapped.copy_(tensor)
         forget_pages(mapped)
 
-    def _mapped(self) -> Tensor:
+    def read(self) -> Tensor:
         like, shape = self._like
         flat = torch.from_file(self._file.name, shared=True, size=shape.numel(), dtype=like.dtype)
         return flat.view(shape)
-
-    def read(self) -> Tensor:
-        return self._mapped()
 
 
 @contextmanager

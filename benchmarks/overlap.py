@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.decode import DecodeJob, prompts_of
 from benchmarks.vs_trl_watch import memory_bytes
 from benchmarks.vs_trl_work import Job, groups_of
+from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
 from trueward.data.chat import TokenGroup
 from trueward.models import prepare_cpu
@@ -37,7 +38,8 @@ _COMPLETIONS, _NEW_TOKENS = 8, 64
 
 
 class OverlapJob(NamedTuple):
-    """One process: what it does in turn, how often, with how many threads, when it starts (Unix seconds)."""
+    """One process: what it does in turn, how often, with how many threads, when its rounds start
+    (Unix seconds; 0 at once)."""
 
     work: str
     batch: int
@@ -62,7 +64,6 @@ def main() -> None:
     engine = LocalEngine(model, [stop])
     training = Job("dpo", job.work, 1, count, 512, 5e-5, job.threads, False)
     asking = [TokenGroup(group.prompt_ids, (), group.id) for group in groups_of(training)]
-    drawn: Sequence[TokenGroup] = []
 
     def draw() -> Sequence[TokenGroup]:
         rollouts = engine.generate(
@@ -81,7 +82,11 @@ def main() -> None:
 
     if job.trains:
         train()
-    time.sleep(max(0.0, job.starts_s - time.time()))
+    if job.starts_s:
+        wait_s = job.starts_s - time.time()
+        if wait_s < 0:
+            raise RunError(f"not ready {-wait_s:.0f} s after both processes were to start")
+        time.sleep(wait_s)
     started_s = time.perf_counter()
     for _ in range(job.rounds):
         if job.draws:
@@ -114,7 +119,7 @@ def measure(work: str, batch: int, rounds: int) -> dict[str, float]:
         found = []
         for process, result in started:
             if process.wait() != 0:
-                raise RuntimeError(f"benchmarks.overlap failed with exit status {process.returncode}")
+                raise RunError(f"benchmarks.overlap failed with exit status {process.returncode}")
             found.append(read_json(result))
         return max(one["seconds"] for one in found), sum(one["peak_bytes"] for one in found)
 

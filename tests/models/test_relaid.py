@@ -257,3 +257,11 @@ def test_layers_that_are_large_or_unlike_stay_apart(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(relaid_joint, "_MOST_BYTES", 4 * 88 * 32 - 1)
     with laid_out(large):
         assert not large.together() and lying_otherwise(large) == 3
+
+
+def test_a_joint_weight_is_tried_in_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = onednn.works
+    monkeypatch.setattr(onednn, "works", lambda weight: len(weight) != 48 + 16 + 24 and works(weight))
+    model = Siblings()
+    with laid_out(model):
+        assert not model.together() and lying_otherwise(model) == 3

@@ -27,12 +27,10 @@ _MOST_BYTES = 1 << 24
 class JointLayers:
     """Layers that multiply as one until `put_back`."""
 
-    def __init__(self, layers: list[nn.Linear], room: Tensor) -> None:
-        """room: where their weights are put together."""
+    def __init__(self, layers: list[nn.Linear], whole_OI: Tensor) -> None:
+        """whole_OI: their weights, one after the other."""
         self._layers = layers
         self._sizes = [len(layer.weight) for layer in layers]
-        whole_OI = room[: sum(layer.weight.numel() for layer in layers)].view(sum(self._sizes), -1)
-        torch.cat([layer.weight.data for layer in layers], out=whole_OI)
         self._packed = onednn.packed(whole_OI)
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._bias = torch.cat([bias.data for bias in biases]) if biases else None
@@ -43,7 +41,7 @@ class JointLayers:
         self._dense = [layer.weight.data for layer in layers]
         for index, layer in enumerate(layers):
             # The parameter has no elements meanwhile, so that who reads it fails instead of reading nothing.
-            layer.weight.data = room.new_empty(0)
+            layer.weight.data = whole_OI.new_empty(0)
             forget_pages(self._dense[index])
             layer.forward = partial(self._part, index)  # type: ignore[method-assign]  # of this one, meanwhile
 
@@ -87,7 +85,12 @@ def lay_siblings(
         # One for all: the allocator would not find the place of the last one again.
         if weight.dtype not in rooms:
             rooms[weight.dtype] = weight.new_empty(_MOST_BYTES // weight.itemsize)
-        yield JointLayers(layers, rooms[weight.dtype]).put_back
+        whole_OI = rooms[weight.dtype][: sum(layer.weight.numel() for layer in layers)].view(
+            -1, weight.shape[1]
+        )
+        torch.cat([layer.weight.data for layer in layers], out=whole_OI)
+        if onednn.works(whole_OI):
+            yield JointLayers(layers, whole_OI).put_back
 
 
 def _siblings(

@@ -205,7 +205,7 @@ class OwnRows:
     def attend(self, layer: int, states_RXd: Tensor, *, scaling: float, window: int | None) -> Tensor:
         key_heads = self._slots.key_heads(layer)
         query_RHd, new_RcKd = _split(states_RXd, key_heads)
-        _, _, keys_ndS, values_nSd = self._slots.put(layer, new_RcKd)
+        *_, keys_ndS, values_nSd = self._slots.put(layer, new_RcKd)
         query_ngd = query_RHd.reshape(len(values_nSd), -1, values_nSd.shape[-1])
         mask = self._slots.masks.of(window, query_ngd.dtype, key_heads)
         probs = torch.softmax(torch.baddbmm(mask, query_ngd, keys_ndS, alpha=scaling), dim=-1)
@@ -245,7 +245,7 @@ class SharedRows:
         """Scores against the prompt and against the row's own tokens, one softmax over both."""
         key_heads = self._slots.key_heads(layer)
         query_RHd, new_RcKd = _split(states_RXd, key_heads)
-        _, _, keys_ndS, values_nSd = self._slots.put(layer, new_RcKd)
+        *_, keys_ndS, values_nSd = self._slots.put(layer, new_RcKd)
         query_ngd = (query_RHd * scaling).reshape(len(values_nSd), -1, values_nSd.shape[-1])
         mask = self._slots.masks.of(window, query_ngd.dtype, key_heads)
         own_scores = torch.baddbmm(mask, query_ngd, keys_ndS)
