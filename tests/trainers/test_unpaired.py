@@ -280,3 +280,14 @@ def test_a_prompt_is_computed_once_for_both_completions_where_they_fit(
     assert held_few.loss.value == pytest.approx(held_many.loss.value, abs=1e-5)
     assert held_few.baseline == pytest.approx(held_many.baseline, abs=1e-4)
     assert held_few.accuracy == held_many.accuracy
+
+
+@METHODS
+def test_a_run_goes_on_with_forwards_of_another_size(tmp_path: Path, name: str) -> None:
+    """The reference's log-probs are part of a run's identity: they are those of before, bit by bit."""
+    # In the first, no two completions fit behind one prompt.
+    least = max(count_tokens(item.group) for item in labelled())
+    first = run(tmp_path, language.policy(), name, steps=2, max_tokens_per_forward=least)
+    again = run(tmp_path, language.policy(), name, steps=2, max_tokens_per_forward=640, resume=True)
+    assert (first.step, again.resumed_from) == (2, 2)
+    assert len(list(tmp_path.glob("ref_logps-*.safetensors"))) == 1

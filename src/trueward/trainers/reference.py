@@ -50,6 +50,7 @@ def reference_logps(
     cache: Path,
     max_tokens_per_forward: int,
     precision: Precision = "float32",
+    together: Sequence[TokenGroup] | None = None,
 ) -> list[float]:
     """Log-probs of all completions under the reference, kept in `cache` by (model hash, data hash).
 
@@ -57,6 +58,8 @@ def reference_logps(
         model: the policy before its first step.
         ref_model: the reference; None is the policy with its adapters off, or as it is now without adapters.
         cache: folder for `ref_logps-<key>.safetensors`.
+        together: the same completions in the same order, some of them behind one prompt: what forwards are
+            made of. It may follow from their size, on which what is kept does not depend.
     """
     if not groups:
         return []
@@ -68,7 +71,7 @@ def reference_logps(
         parts = []
         ref.eval()
         with reference(model) if adapted else nullcontext():
-            for batch in cut(groups, lambda group: group, max_tokens_per_forward):
+            for batch in cut(together or groups, lambda group: group, max_tokens_per_forward):
                 with forward_precision(precision, device_of(ref)):
                     parts.append(sequence_scores(ref, batch).logps_S.cpu())
         cache.mkdir(parents=True, exist_ok=True)

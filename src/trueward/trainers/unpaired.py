@@ -305,9 +305,11 @@ def with_reference(
         mismatched: of each example its prompt with another completion; None for methods that look at none.
     """
     groups: list[TokenGroup] = []
+    together: list[TokenGroup] = []
     others: Sequence[TokenGroup | None] = [None] * len(labelled) if mismatched is None else mismatched
     for item, other in zip(labelled, others, strict=True):
-        groups += _side_by_side(item.group, other, max_tokens_per_forward)
+        groups += [item.group] if other is None else [item.group, other]
+        together += _side_by_side(item.group, other, max_tokens_per_forward)
     logps = iter(
         reference_logps(
             model,
@@ -316,6 +318,7 @@ def with_reference(
             cache=cache,
             max_tokens_per_forward=max_tokens_per_forward,
             precision=precision,
+            together=together,
         )
     )
     if mismatched is None:
