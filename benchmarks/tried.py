@@ -26,7 +26,7 @@ from benchmarks.vs_trl_watch import memory_bytes
 from benchmarks.vs_trl_work import Job, groups_of
 from trueward.core.files import read_json, write_json
 from trueward.data.chat import TokenGroup
-from trueward.models import head, onednn, prepare_cpu, routes
+from trueward.models import bfloat16, head, onednn, prepare_cpu, routes
 from trueward.models.attention import Segment
 from trueward.models.backend import own_memory
 from trueward.models.flex import FlexKernel, build_flex_plan, compiled_kernel
@@ -167,6 +167,23 @@ def _forwards(job: TriedJob) -> Figures:
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             figures[name] = _least_s(work, 1)
     figures["peak of the process GiB"] = memory_bytes("VmHWM") / 2**30
+    return figures
+
+
+def _low_products(job: TriedJob) -> Figures:
+    """One gradient of one pair under bfloat16 autocast, with torch's products and with the engine's."""
+    model = _model(job)
+    figures: Figures = {}
+    for name, precision, missing in (
+        ("float32", "float32", True),
+        ("bfloat16 by float32 products", "bfloat16", True),
+        ("bfloat16 by torch", "bfloat16", False),
+    ):
+        with patch.object(bfloat16, "_missing", lambda missing=missing: missing):
+            work = _gradient(job._replace(batch=1), model, 1 << 20, precision)
+            started_s = time.process_time()
+            work()
+            figures[f"{name} s"] = time.process_time() - started_s
     return figures
 
 
@@ -372,6 +389,9 @@ TRIALS: Mapping[str, Trial] = {
         "not kept: a forward is a budget, not a shape, so an unfilled row wastes nothing",
     ),
     "size of one forward": Trial(_forwards, "a setting (max_tokens_per_forward); the gradient is the same"),
+    "bfloat16 by float32 products": Trial(
+        _low_products, "kept where the processor has no bfloat16 instructions (models.bfloat16)"
+    ),
     "torch.compile of norms and MLP": Trial(
         _compiled, "not kept: needs a C++ compiler at run time, and the wait is seldom earned back"
     ),

@@ -239,6 +239,19 @@ FAULTS: tuple[Fault, ...] = (
         ("joint: biases left out", "self._packed, self._bias)", "self._packed, None)"),
     ),
     *_in(
+        "models/bfloat16.py",
+        ("models/test_bfloat16.py",),
+        ("bfloat16: a block of the sum left out", "sum_MN.addmm_(a_MK", "torch.addmm(sum_MN, a_MK"),
+        ("bfloat16: autocast not seen", "return autocast or any(", "return any("),
+        ("bfloat16: in place into nothing", "args[0] if func in _IN_PLACE else ", ""),
+        (
+            "bfloat16: rounded before the bias",
+            "torch.addmm(bias.float(), a_MK",
+            "torch.addmm(bias.float() * 0, a_MK",
+        ),
+        ("bfloat16: mixed operands", "not all(map(_low, args))", "not any(map(_low, args))"),
+    ),
+    *_in(
         "models/onednn.py",
         ("models/test_relaid.py",),
         ("places: not checked", "not torch.equal(found[at], some)", "False"),

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
 from trueward.models.attention import Unsupported
+from trueward.models.bfloat16 import with_bfloat16_products
 from trueward.models.flex import FlexPlan
 from trueward.models.head import TokenScores, score_tokens
 from trueward.models.inner import (
@@ -67,6 +68,7 @@ _KL_CHUNK_ELEMENTS = 1 << 23
 _KL_CHUNK_ELEMENTS_GPU = 1 << 27
 
 
+@with_bfloat16_products
 def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None) -> Tensor:
     """Final hidden states (after the last norm) of a row.
 
@@ -110,6 +112,7 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be finite and > 0, got {temperature}")
 
 
+@with_bfloat16_products
 def score_completions(
     model: nn.Module,
     packed: Packed,
@@ -149,6 +152,7 @@ def score_completions(
 
 
 @torch.no_grad()
+@with_bfloat16_products
 def exact_kl_N(
     model: nn.Module, ref_model: nn.Module | None, packed: Packed, *, temperature: float = 1.0
 ) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from trueward.core.config import read_yaml
 from trueward.core.errors import ConfigError, nearest
+from trueward.models.bfloat16 import float32_products
 
 __all__ = ["THIS_MACHINE", "Device", "device_named", "known_hardware", "memory_field", "this_machine"]
 
@@ -107,8 +108,9 @@ def _fastest_s(work: Callable[[], object]) -> float:
 
 def _matmul_flops(dtype: torch.dtype) -> float:
     first, second = torch.rand(_SIDE, _SIDE).to(dtype), torch.rand(_SIDE, _SIDE).to(dtype)
-    out = first @ second
-    return 2.0 * _SIDE**3 / _fastest_s(lambda: torch.mm(first, second, out=out))
+    with float32_products():
+        out = first @ second
+        return 2.0 * _SIDE**3 / _fastest_s(lambda: torch.mm(first, second, out=out))
 
 
 def _stream_bytes_per_s() -> float:
