@@ -234,8 +234,8 @@ def working_forward(shape: Shape, how: Arithmetic, row: Row) -> float:
     size = how.compute_bytes
     d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
     stream = 2 * how.weight_bytes * d
-    # gelu_new holds what it is made of until it is made.
-    mlp = (3 if shape.gated else shape.mlp_values) * size * f
+    # gelu_new, without a graph: its input, half of it, and what one operation reads and gives.
+    mlp = (3 if shape.gated else min(4, shape.mlp_values)) * size * f
     # q, k, v; rotated q and k with the halves they are made of; slots.
     attention = 4 * size * a + 4 * size * b + _FLOAT * a
     return (stream + max(mlp, attention)) * row.tokens

@@ -53,6 +53,14 @@ _HEAP = (
     "logits being drawn from",
     "prompts at work",
 )
+# Of checkpointed layers all of it does: they are left alone there.
+_HEAP_CHECKPOINTED = (
+    *_HEAP,
+    "inputs of the layers",
+    "one layer computed again",
+    "one layer's activations",
+    "weights cast to bfloat16",
+)
 
 
 class Part(NamedTuple):
@@ -375,13 +383,16 @@ def predict_memory(recipe: Recipe, shape: Shape, work: Work, device: Device) -> 
     if work.new_tokens:
         moments.append(stage.drawing())
     if not device.gpu:
-        moments = _with_heap(moments)
+        moments = _with_heap(moments, _HEAP_CHECKPOINTED if work.checkpointing else _HEAP)
     return Memory(work.stage, tuple(moments), work.forward_tokens)
 
 
-def _with_heap(moments: Sequence[Moment]) -> list[Moment]:
-    """On a processor freed memory stays in the heap for the next work, beside what lies apart from it."""
-    at_work = [sum(part.size for part in moment.parts if part.name in _HEAP) for moment in moments]
+def _with_heap(moments: Sequence[Moment], heap: Sequence[str]) -> list[Moment]:
+    """On a processor freed memory stays in the heap for the next work, beside what lies apart from it.
+
+    heap: names of the parts that lie there.
+    """
+    at_work = [sum(part.size for part in moment.parts if part.name in heap) for moment in moments]
     return [
         Moment(
             moment.name, (*moment.parts, *_parts([("kept in the heap from other work", max(at_work) - own)]))
