@@ -179,7 +179,7 @@ def _low_products(job: TriedJob) -> Figures:
         ("bfloat16 by float32 products", "bfloat16", True),
         ("bfloat16 by torch", "bfloat16", False),
     ):
-        with patch.object(bfloat16, "_missing", lambda missing=missing: missing):
+        with patch.object(bfloat16, "lacks_instructions", lambda missing=missing: missing):
             work = _gradient(job._replace(batch=1), model, 1 << 20, precision)
             started_s = time.process_time()
             work()

@@ -39,13 +39,13 @@ class Products(TorchDispatchMode):
 
 @pytest.fixture(params=[True, False], ids=["without instructions", "with instructions"])
 def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(bfloat16, "_missing", lambda: request.param)
+    monkeypatch.setattr(bfloat16, "lacks_instructions", lambda: request.param)
     return bool(request.param)
 
 
 @pytest.fixture
 def within(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(bfloat16, "_missing", lambda: True)
+    monkeypatch.setattr(bfloat16, "lacks_instructions", lambda: True)
     with bfloat16_products(nn.Linear(2, 2, dtype=LOW)):
         yield
 
@@ -146,7 +146,7 @@ def test_adapters_on_weights_in_bfloat16(missing: bool) -> None:
 
 
 def test_gradients_are_those_of_float32_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16, "_missing", lambda: True)
+    monkeypatch.setattr(bfloat16, "lacks_instructions", lambda: True)
     gradients = {}
     for precision in ("float32", "bfloat16"):
         model = tiny_model("llama", 1)
@@ -169,7 +169,7 @@ def test_what_needs_nothing_pays_nothing(dtype: torch.dtype, missing: bool) -> N
 
 
 def test_it_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(bfloat16, "_missing", lambda: True)
+    monkeypatch.setattr(bfloat16, "lacks_instructions", lambda: True)
     bfloat16._say_once.cache_clear()
     model = tiny_model("llama", 1).to(LOW)
     scoring(model)

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["bfloat16_products", "float32_products", "with_bfloat16_products"]
+__all__ = ["bfloat16_products", "float32_products", "lacks_instructions", "with_bfloat16_products"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ _WITHIN: ContextVar[bool] = ContextVar("bfloat16 products", default=False)
 
 
 @cache
-def _missing() -> bool:
+def lacks_instructions() -> bool:
     """Whether the processor lacks the instructions. Said by the library, not timed: a run that is resumed
     must compute as before."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
@@ -135,7 +135,7 @@ def _computes_low(model: nn.Module, autocast: bool) -> bool:
 def float32_products() -> Iterator[None]:
     """Within, products in bfloat16 take the way that is fast on this processor: their own instructions, or
     float32's."""
-    if _WITHIN.get() or not _missing():
+    if _WITHIN.get() or not lacks_instructions():
         yield
         return
     token = _WITHIN.set(True)
@@ -153,7 +153,7 @@ def bfloat16_products(model: nn.Module, *, autocast: bool = False) -> Iterator[N
     Args:
         autocast: forwards within will be under autocast to bfloat16.
     """
-    if _WITHIN.get() or not _missing() or not _computes_low(model, autocast):
+    if _WITHIN.get() or not lacks_instructions() or not _computes_low(model, autocast):
         yield
         return
     _say_once()

@@ -15,7 +15,7 @@ import torch
 
 from trueward.core.config import read_yaml
 from trueward.core.errors import ConfigError, nearest
-from trueward.models.bfloat16 import float32_products
+from trueward.models.bfloat16 import float32_products, lacks_instructions
 
 __all__ = ["THIS_MACHINE", "Device", "device_named", "known_hardware", "memory_field", "this_machine"]
 
@@ -25,7 +25,8 @@ _GIB = 2**30
 # for 7B to 70B parameters in bfloat16 lie between 0.35 and 0.5 (Llama 3 report, section 3.3: 0.38 to 0.43).
 GPU_MFU = 0.40
 # Share of this machine's own measured matrix rate: the matrices of a layer run near it, what lies between
-# them (norms, rotary positions, softmax) does not. In bfloat16 only the matrices become faster.
+# them (norms, rotary positions, softmax) does not. In bfloat16 only the matrices become faster, if the
+# processor has instructions for it.
 CPU_MFU: Mapping[str, float] = {"float32": 0.65, "bfloat16": 0.40}
 # CUDA context, cuBLAS and attention workspaces, NCCL buffers.
 _GPU_PROCESS_GIB = 1.5
@@ -131,11 +132,12 @@ def this_machine(*, measure: bool = True) -> Device:
     bfloat16 = _matmul_flops(torch.bfloat16) if measure else 0.0
     stream = _stream_bytes_per_s() if measure else 0.0
     threads = torch.get_num_threads()
+    low_share = CPU_MFU["float32" if lacks_instructions() else "bfloat16"]
     words = (
         f"measured with {threads} thread{'s' if threads != 1 else ''}: "
         f"{float32 / 1e9:,.0f} GFLOP/s in float32, {bfloat16 / 1e9:,.0f} in bfloat16, "
         f"{stream / 1e9:.1f} GB/s; of these rates {CPU_MFU['float32']:.0%} "
-        f"and {CPU_MFU['bfloat16']:.0%} are assumed in training"
+        f"and {low_share:.0%} are assumed in training"
     )
     return Device(
         name="this machine",
@@ -144,7 +146,7 @@ def this_machine(*, measure: bool = True) -> Device:
         memory_bytes=_limit(),
         process_bytes=process,
         float32_flops=float32 * CPU_MFU["float32"],
-        bfloat16_flops=bfloat16 * CPU_MFU["bfloat16"],
+        bfloat16_flops=bfloat16 * low_share,
         memory_bytes_per_s=stream,
         link_bytes_per_s=0.0,
         words=words if measure else "",
