@@ -147,3 +147,28 @@ def test_passes_of_a_compiler_keep_the_softmax_in_float32() -> None:
         torch.testing.assert_close(mine.double(), theirs, atol=1e-5, rtol=1e-5)
     gradient = logit_gradient(low, labels, 1.0, got[3], torch.ones(4), got[2], None)
     assert gradient.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+@pytest.mark.parametrize("passes", [None, Passes()], ids=["in place", "of a compiler"])
+def test_an_entropy_that_is_only_looked_at_changes_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, kept: int, passes: Passes | None
+) -> None:
+    monkeypatch.setattr(head_module, "_passes", lambda device, entropy: passes)
+    monkeypatch.setattr(head_module, "_KEPT_ELEMENTS", kept)
+    # Pieces of two rows, and one left over.
+    monkeypatch.setattr(head_module, "_MEAN_ELEMENTS", 2 * V)
+    linear, hidden, labels = parts(torch.float64, bias=True)
+    gradients = []
+    for entropy in (False, True):
+        scores = score_tokens(Head(linear, None), hidden, labels, entropy=entropy)
+        gradients.append(torch.autograd.grad(scores.logps_N.sum(), [hidden, *linear.parameters()]))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert scores.entropy_N is not None
+    expected_N = token_entropy(linear(hidden).unsqueeze(0))[0]
+    torch.testing.assert_close(scores.entropy_N, expected_N)
+    # And the other way round: nothing asks for the log-probs.
+    again = score_tokens(Head(linear, None), hidden, labels, entropy=True)
+    assert again.entropy_N is not None
+    (got,) = torch.autograd.grad(again.entropy_N.sum(), hidden)
+    torch.testing.assert_close(got, *torch.autograd.grad(expected_N.sum(), hidden))

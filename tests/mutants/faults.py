@@ -252,6 +252,41 @@ FAULTS: tuple[Fault, ...] = (
         ("bfloat16: mixed operands", "not all(map(_low, args))", "not any(map(_low, args))"),
     ),
     *_in(
+        "trainers/group_experience.py",
+        ("trainers/test_group_forwards.py",),
+        ("group: recorded in other rows", "first += packed.num_sequences", "first += 1"),
+        ("group: a gap is not looked at", "if not gap <= settings.max_sampler_gap:", "if False:"),
+    ),
+    *_in(
+        "trainers/group.py",
+        ("trainers/test_group_forwards.py",),
+        (
+            "group: a round without an update is unknown",
+            "if state.idle and settings.scored_by_update:",
+            "if False:",
+        ),
+        (
+            "group: not saved",
+            "with _saved(run) if settings.scored_by_update else",
+            "with nullcontext() if 1 else",
+        ),
+    ),
+    *_in(
+        "trainers/group_settings.py",
+        ("trainers/test_group_forwards.py",),
+        ("group: KL in the reward needs no scores", 'self.kl_in == "reward" or ', ""),
+    ),
+    *_in(
+        "models/head.py",
+        ("models/test_head.py",),
+        (
+            "head: mean of the first rows",
+            "return torch.cat(sums) / part",
+            "return torch.cat(sums[::-1]) / part",
+        ),
+        ("head: entropy's gradient left out", "if grad_entropy_N is not None:", "if False:"),
+    ),
+    *_in(
         "models/onednn.py",
         ("models/test_relaid.py",),
         ("places: not checked", "not torch.equal(found[at], some)", "False"),

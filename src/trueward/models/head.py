@@ -25,6 +25,8 @@ __all__ = ["Head", "TokenScores", "score_tokens"]
 _CHUNK_ELEMENTS = 1 << 24
 # Up to this many logits in all, their softmax is kept: cheaper than computing the logits again.
 _KEPT_ELEMENTS = 1 << 24
+# What the means of entropies are made of, 4 MiB at a time.
+_MEAN_ELEMENTS = 1 << 20
 # A GPU needs products of thousands of tokens to be busy; 2 ** 27 float32 are 512 MiB.
 _CHUNK_ELEMENTS_GPU = 1 << 27
 
@@ -127,6 +129,14 @@ def _softmax(room: _Linear, hidden_nD: Tensor, labels_n: Tensor, temperature: fl
     return _Softmax(values_nV, values_nV.sum(-1, keepdim=True), labels_n1)
 
 
+def _mean_logs(part: _Softmax) -> Tensor:
+    """Mean of the exponents under the softmax; some rows at a time, or the products would need as much room
+    as the logits."""
+    size = max(1, _MEAN_ELEMENTS // part.exps_nV.shape[1])
+    sums = [torch.xlogy(exps_nV, exps_nV).sum(-1) for exps_nV in torch.split(part.exps_nV, size)]
+    return torch.cat(sums) / part.sums_n1.squeeze(1)
+
+
 class _Sums(NamedTuple):
     """Gradients of what a head computes from, gathered chunk by chunk; None where none is asked for."""
 
@@ -185,6 +195,15 @@ class _Sums(NamedTuple):
         )
 
 
+def _asked(grads: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
+    """Gradients of log-probs, and of entropies; None where these were only looked at, which costs nothing."""
+    grad_logps_N, grad_entropy_N, _ = grads
+    if grad_logps_N is None:
+        assert grad_entropy_N is not None, "there is no backward without a gradient"
+        grad_logps_N = torch.zeros_like(grad_entropy_N)
+    return grad_logps_N, grad_entropy_N
+
+
 class _Compiled(torch.autograd.Function):
     """What `_Fused` does, with compiled passes over the logits, which are computed again in the backward."""
 
@@ -204,15 +223,16 @@ class _Compiled(torch.autograd.Function):
             for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
         ]
         logps_N, greedy_N, entropy_N, log_sums_N = (torch.cat(values) for values in zip(*parts, strict=True))
-        ctx.temperature, ctx.entropy, ctx.passes = temperature, entropy, passes
+        ctx.temperature, ctx.passes = temperature, passes
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N)
         ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
         return logps_N, entropy_N, greedy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logps_N, grad_entropy_N, _ = grads
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N = ctx.saved_tensors
+        grad_logps_N, grad_entropy_N = _asked(grads)
         sums = _Sums.of(ctx, hidden_ND, weight_VD, bias_V, dtype=grad_logps_N.dtype)
         for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device):
             grad_nV = ctx.passes.gradient(
@@ -222,7 +242,7 @@ class _Compiled(torch.autograd.Function):
                 log_sums_N[at],
                 grad_logps_N[at],
                 entropy_N[at],
-                grad_entropy_N[at] if ctx.entropy else None,
+                None if grad_entropy_N is None else grad_entropy_N[at],
             )
             sums.add(at, grad_nV)
         return *sums.found(), None, None, None, None
@@ -262,18 +282,18 @@ class _Fused(torch.autograd.Function):
             logps_N[at] = (part.labels_n1 - log_sums_n1).squeeze(1)
             greedy_N[at] = (part.labels_n1 == 0).squeeze(1)
             if entropy:
-                mean_n1 = torch.xlogy(part.exps_nV, part.exps_nV).sum(-1, keepdim=True) / part.sums_n1
-                entropy_N[at] = (log_sums_n1 - mean_n1).squeeze(1)
+                entropy_N[at] = log_sums_n1.squeeze(1) - _mean_logs(part)
             kept.append(part if keep else None)
-        ctx.temperature, ctx.entropy, ctx.kept, ctx.owner = temperature, entropy, kept, owner
+        ctx.temperature, ctx.kept, ctx.owner = temperature, kept, owner
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N)
         ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
         return logps_N, entropy_N, greedy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logps_N, grad_entropy_N, _ = grads
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, labels_N, entropy_N = ctx.saved_tensors
+        grad_logps_N, grad_entropy_N = _asked(grads)
         sums = _Sums.of(ctx, hidden_ND, weight_VD, bias_V, dtype=grad_logps_N.dtype, owner=ctx.owner)
         room: _Linear | None = None
         for index, at in enumerate(_chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)):
@@ -283,7 +303,7 @@ class _Fused(torch.autograd.Function):
                 room = room or _Linear.of(hidden_ND, weight_VD, bias_V)
                 part = _softmax(room, hidden_ND[at], labels_N[at], ctx.temperature)
             grad_n1 = grad_logps_N[at].unsqueeze(1)
-            if ctx.entropy:
+            if grad_entropy_N is not None:
                 grad_nV = part.exps_nV.div_(part.sums_n1)
                 surprise_nV = grad_nV.clamp_min(torch.finfo(grad_nV.dtype).tiny).log_()
                 weights_n1 = -grad_entropy_N[at].unsqueeze(1)

@@ -198,15 +198,15 @@ def row_of(work: Work, tokens: float, *, gpu: bool) -> Row:
     )
 
 
-def _head(shape: Shape, scored: float, how: Arithmetic, *, entropy: bool) -> float:
+def _head(shape: Shape, scored: float, how: Arithmetic) -> float:
     """Bytes of the vocabulary head at work: the logits of a chunk, in float32, changed in place.
 
-    In sixteen bits they come in a copy of their own, and their gradient goes in one. entropy: a copy more.
+    In sixteen bits they come in a copy of their own, and their gradient goes in one.
     """
     most = _CHUNK_ELEMENTS_GPU if how.gpu else _CHUNK_ELEMENTS
     chunk = min(scored * shape.vocab_size, max(most, shape.vocab_size))
     copies = 2 * _HALF if how.compute_bytes == _HALF else 0
-    return (_FLOAT * (2 if entropy else 1) + copies) * chunk
+    return (_FLOAT + copies) * chunk
 
 
 def _parts(named: Iterable[tuple[str, float]]) -> tuple[Part, ...]:
@@ -292,7 +292,7 @@ class _Stage:
             ("one layer at work", working_forward(shape, how, row)),
         ]
         head = [
-            ("vocabulary head at work", _head(shape, row.scored, how, entropy=work.new_tokens > 0)),
+            ("vocabulary head at work", _head(shape, row.scored, how)),
             # Of several forwards the first has made it; the others add to it where it lies.
             ("gradient of the head", 0.0 if work.forwards > 1 else self.table),
         ]
@@ -332,7 +332,7 @@ class _Stage:
             ("one layer at work", work + hidden),
             (
                 "vocabulary head at work",
-                _head(self.shape, row.scored, full, entropy=False) if self.roles.scored else 0.0,
+                _head(self.shape, row.scored, full) if self.roles.scored else 0.0,
             ),
         ]
         return Moment("a forward without gradients", _parts(parts))

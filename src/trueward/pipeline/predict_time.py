@@ -79,15 +79,14 @@ def predict_time(recipe: Recipe, shape: Shape, work: Work, device: Device) -> Du
     waiting_s = max(0.0, link_s - train_s)
     parts = [("forward and backward", train_s), ("AdamW", update_s), ("waiting for other GPUs", waiting_s)]
     parts = [(name, seconds * work.updates) for name, seconds in parts]
-    scoring_s = _forward(costs, work.scored_items * work.item_tokens) / rate
+    scoring_s = work.scorers * _forward(costs, work.scored_items * work.item_tokens) / rate
     setup_s = 0.0
     if work.new_tokens:
-        # Policy with values, reference, and the reward model, which has no head.
+        # The reward model has no head.
         judged = _forward(costs._replace(head=0.0), work.prompts * work.item_tokens) / rate
-        passes = 2 * scoring_s + (judged if work.stage == "ppo" else 0.0)
         parts += [
             ("drawing", _drawing(shape, work, device, costs, roles.how.weight_bytes)),
-            ("scoring", passes),
+            ("scoring", scoring_s + (judged if work.stage == "ppo" else 0.0)),
         ]
     else:
         setup_s = scoring_s

@@ -76,7 +76,8 @@ class Work:
     completions: of one prompt. items: passed over in a step.
     prompts, rows, new_tokens: of one round of drawing; 0 where nothing is drawn.
     updates: optimizer steps of a round of drawing; else 1. steps: rounds of the run.
-    scored_items: items scored without gradients, once in the run (reference of pairs) or in each round.
+    scored_items: items scored without gradients, once in the run (reference of pairs) or in each round, and
+        by how many models (but for the reward model).
     """
 
     stage: TrainedStage
@@ -101,6 +102,7 @@ class Work:
     new_tokens: int = 0
     updates: int = 1
     scored_items: int = 0
+    scorers: int = 1
 
 
 def _texts(record: Record) -> tuple[list[str], list[str]]:
@@ -241,6 +243,13 @@ def _listed(
     )
 
 
+def _scorers(train: PPOSettings | GroupSettings) -> int:
+    """Policy, with its values, and reference."""
+    if not isinstance(train, GroupSettings):
+        return 2
+    return int(not train.scored_by_update) + int(train.reference)
+
+
 def _drawn(
     stage: Literal["ppo", "grpo"], train: PPOSettings | GroupSettings, lengths: Lengths, recipe: Recipe
 ) -> Work:
@@ -273,6 +282,7 @@ def _drawn(
         new_tokens=train.max_new_tokens,
         updates=train.epochs * train.minibatches,
         scored_items=prompts,
+        scorers=_scorers(train),
     )
 
 

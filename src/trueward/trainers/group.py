@@ -3,14 +3,15 @@
     for each iteration:
         draw G completions of some prompts from the policy, and judge them
         (dynamic sampling: leave out groups whose scores are all equal, and draw more)
-        log-probs under policy (old) and ref
+        log-probs under ref, and under policy (old), unless the one step of the round gives them
         advantage = score against the other completions of the prompt, or of the step
         some passes over them in minibatches: clipped policy loss, plus kl_coef * KL where it is in the loss
 There is no value function. A round without anything to learn from updates nothing. Dropout is off.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,15 @@ from trueward.core.metrics import MetricsLog
 from trueward.data.chat import TokenGroup
 from trueward.rollouts.engine import Engine
 from trueward.trainers.diagnosis import warnings_of
-from trueward.trainers.group_experience import GroupModels
-from trueward.trainers.group_rollout import Drawn, GroupReward, Surroundings, advantages_of, draw
+from trueward.trainers.group_experience import GroupModels, score_policy
+from trueward.trainers.group_rollout import (
+    Drawn,
+    GroupReward,
+    Surroundings,
+    advantages_of,
+    draw,
+    scored_figures,
+)
 from trueward.trainers.group_samples import sample_row
 from trueward.trainers.group_settings import Choices, GroupSettings, choices_of
 from trueward.trainers.group_update import GroupObjective, correct, update_groups
@@ -150,24 +158,32 @@ def train_group(
 def _iterate(run: _Run, sampler: Sampler, stop: StopRequest, log: MetricsLog) -> None:
     settings, state = run.settings, run.state
     while state.iteration < settings.iterations and not stop:
-        try:
+        with _saved(run):
             drawn = draw(run.models, run.surroundings, settings, run.choices, first_draw=state.draws)
-        except RunError:
-            # The weights are those of the last whole iteration: nothing of it is lost.
-            _save(run)
-            raise
         if stop:
             return
         advantages_BT = advantages_of(drawn, settings, run.choices)
         _show_samples(run, drawn, advantages_BT)
-        updated = _update(run, drawn, advantages_BT)
+        with _saved(run) if settings.scored_by_update else nullcontext():
+            updated = _update(run, drawn, advantages_BT)
         state.iteration, state.draws = state.iteration + 1, state.draws + drawn.num_draws
-        state.last = {**drawn.figures, **updated, "epoch": sampler.epoch(state.draws)}
+        figures = {**drawn.figures, **scored_figures(drawn.experience)}
+        state.last = {**figures, **updated, "epoch": sampler.epoch(state.draws)}
         _watch(run)
         log.log(state.last, step=state.iteration)
         if state.iteration % settings.save_every == 0:
             _save(run)
         _check_idle(run, drawn)
+
+
+@contextmanager
+def _saved(run: _Run) -> Iterator[None]:
+    """What fails within leaves the weights as the last whole iteration did: nothing of it is lost."""
+    try:
+        yield
+    except RunError:
+        _save(run)
+        raise
 
 
 def _sampler(num_prompts: int, settings: GroupSettings) -> Sampler:
@@ -232,6 +248,8 @@ def _update(run: _Run, drawn: Drawn, advantages_BT: Tensor) -> dict[str, float]:
     figures = {"mismatch/corrected": corrected}
     # Adam would move the weights by its momentum alone.
     state.idle = 0 if bool(advantages_BT.any()) else state.idle + 1
+    if state.idle and settings.scored_by_update:
+        score_policy(run.models, drawn.experience, settings)
     if not state.idle:
         objective = partial(
             GroupObjective,

@@ -31,11 +31,19 @@ from trueward.rewards import Verdict, scored
 from trueward.rollouts.engine import Engine, Rollout
 from trueward.trainers.drawing import draw_completions, finite_scores
 from trueward.trainers.experience import RewardFunction, scores_of
-from trueward.trainers.group_experience import GroupExperience, GroupModels, score_groups
+from trueward.trainers.group_experience import GroupExperience, GroupModels, gather, score_policy
 from trueward.trainers.group_settings import Choices, GroupSettings
 from trueward.trainers.reward_sum import parts_of
 
-__all__ = ["ADVANTAGES", "Drawn", "GroupReward", "Surroundings", "advantages_of", "draw"]
+__all__ = [
+    "ADVANTAGES",
+    "Drawn",
+    "GroupReward",
+    "Surroundings",
+    "advantages_of",
+    "draw",
+    "scored_figures",
+]
 
 GroupReward = Callable[[Sequence[TokenGroup], Sequence[Rollout]], Sequence[float | Verdict]]
 """Scores or verdicts of rollouts, in their order; every `RewardFunction` is one."""
@@ -71,7 +79,7 @@ class Drawn(NamedTuple):
     scores_B: raw scores; 0 where there is none.
     scored_B: bool, False where the verifier failed.
     num_draws: batches of prompts that were drawn.
-    figures: declared metrics.
+    figures: declared metrics of what was drawn.
     seconds: wall-clock time of drawing and judging.
     """
 
@@ -120,12 +128,13 @@ def draw(
     prompts = [group.prompt for group in kept]
     rollouts = [r._replace(prompt=index) for index, group in enumerate(kept) for r in group.rollouts]
     drawn_s = time.monotonic() - start_s
-    experience = score_groups(models, prompts, rollouts, settings)
+    experience = gather(models, prompts, rollouts, settings)
+    if not settings.scored_by_update:
+        score_policy(models, experience, settings)
     verdicts = tuple(verdict for group in kept for verdict in group.verdicts)
     figures = {
         **_judged_figures(seen),
         **_mean_figures(parts),
-        **_scored_figures(experience),
         "group/kept": float(len(kept)),
         "group/draws": float(number + 1),
         "time/rollout_s": drawn_s,
@@ -204,7 +213,8 @@ def _judged_figures(groups: Sequence[_Group]) -> dict[str, float]:
     }
 
 
-def _scored_figures(seen: GroupExperience) -> dict[str, float]:
+def scored_figures(seen: GroupExperience) -> dict[str, float]:
+    """Declared metrics of a round that the policy's log-probs are needed for, and its lengths."""
     lengths_B = seen.mask_BT.sum(dim=1).float()
     mean = partial(token_mean, denominator=float(lengths_B.sum()))
     figures = {

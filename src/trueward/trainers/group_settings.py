@@ -181,6 +181,13 @@ class GroupSettings(Config):
         """Optimizer steps of the whole run."""
         return self.iterations * self.epochs * self.minibatches
 
+    @property
+    def scored_by_update(self) -> bool:
+        """Whether the policy that sampled is scored by the update's own forward: a round has one optimizer
+        step, and nothing before it asks for log-probs (KL in the reward, or importance weights)."""
+        asked = self.kl_in == "reward" or self.importance != "none"
+        return self.epochs * self.minibatches == 1 and not asked
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choices:

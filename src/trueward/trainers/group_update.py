@@ -125,9 +125,13 @@ class GroupObjective:
     def loss(self, model: nn.Module, items: Sequence[int]) -> LossSum:
         seen, settings, choices = self._experience, self._settings, self._choices
         packed = pack([seen.groups[item] for item in items], device_of(model))
-        scores = score_completions(model, packed, temperature=settings.temperature)
+        first = settings.scored_by_update
+        scores = score_completions(model, packed, temperature=settings.temperature, entropy=first)
         logps_BT, mask_BT = unflatten(scores.logps_N, packed), completion_mask(packed)
         rows, longest = self._rows(items), mask_BT.shape[1]
+        if first:
+            assert scores.entropy_N is not None, "entropy was asked for"
+            seen.record(rows, logps_BT, unflatten(scores.entropy_N, packed), settings)
         old_logps_BT = seen.old_logps_BT[rows, :longest]
         policy = policy_surrogate(
             logps_BT,
