@@ -110,7 +110,7 @@ def drawing(model: nn.Module) -> None:
 
 def scoring(model: nn.Module) -> None:
     score_completions(model, pack(GROUPS), entropy=True)
-    exact_kl_N(model, model, pack(GROUPS))
+    exact_kl_N(model=model, ref_model=model, packed=pack(GROUPS))
 
 
 def training(model: nn.Module) -> None:

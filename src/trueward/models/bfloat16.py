@@ -9,10 +9,10 @@ Axes: M rows, K the axis that is summed, N columns.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from rich.console import Console
@@ -161,14 +161,14 @@ def bfloat16_products(model: nn.Module, *, autocast: bool = False) -> Iterator[N
         yield
 
 
-def with_bfloat16_products(
-    run: Callable[Concatenate[nn.Module, P], R],
-) -> Callable[Concatenate[nn.Module, P], R]:
-    """A function of a model, within `bfloat16_products` of it."""
+def with_bfloat16_products(run: Callable[P, R]) -> Callable[P, R]:
+    """A function whose first argument is `model`, within `bfloat16_products` of it."""
 
     @wraps(run)
-    def within(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with bfloat16_products(model):
-            return run(model, *args, **kwargs)
+    def within(*args: P.args, **kwargs: P.kwargs) -> R:
+        model = args[0] if args else kwargs.get("model")
+        # Whatever else was passed is for the function itself to refuse.
+        with bfloat16_products(model) if isinstance(model, nn.Module) else nullcontext():
+            return run(*args, **kwargs)
 
     return within
