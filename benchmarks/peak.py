@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
+from trueward.models.bfloat16 import float32_products
+
 __all__ = ["matmul_flops_per_s", "training_flops", "weights_per_token"]
 
 _SIDES = (1024, 2048)
@@ -21,17 +23,19 @@ def matmul_flops_per_s(dtype: torch.dtype, *, least_s: float = _LEAST_S) -> floa
     Args:
         least_s: seconds for each size; the fastest single product counts.
     """
-    best = 0.0
-    for side in _SIDES:
-        first = torch.randn(side, side).to(dtype)
-        second = torch.randn(side, side).to(dtype)
-        out = torch.empty(side, side, dtype=dtype)
+    with float32_products():
+        return max(_rate(side, dtype, least_s) for side in _SIDES)
+
+
+def _rate(side: int, dtype: torch.dtype, least_s: float) -> float:
+    first, second = (torch.randn(side, side).to(dtype) for _ in range(2))
+    out = torch.empty(side, side, dtype=dtype)
+    torch.mm(first, second, out=out)
+    best, ends_s = 0.0, time.perf_counter() + least_s
+    while time.perf_counter() < ends_s:
+        started_s = time.perf_counter()
         torch.mm(first, second, out=out)
-        ends_s = time.perf_counter() + least_s
-        while time.perf_counter() < ends_s:
-            started_s = time.perf_counter()
-            torch.mm(first, second, out=out)
-            best = max(best, 2 * side**3 / (time.perf_counter() - started_s))
+        best = max(best, 2 * side**3 / (time.perf_counter() - started_s))
     return best
 
 

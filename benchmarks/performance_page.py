@@ -55,6 +55,10 @@ def _verdict(target: Target | None, values: Mapping[str, Any]) -> str:
     return f"{target}: {'met' if not missed else 'missed (' + ', '.join(missed) + ')'}"
 
 
+def _precision(label: str) -> str:
+    return label.partition(",")[0]
+
+
 def _trl(lines: Sequence[Line]) -> str:
     # What is compared with a target comes first: the table is wider than a screen.
     cells = (
@@ -76,7 +80,7 @@ def _trl(lines: Sequence[Line]) -> str:
                 f"{v['speed']:.2f}x",
                 f"{v['memory']:.2f}",
                 f"{v['loss_difference']:.1e}",
-                _verdict(TRL_TARGETS.get((size, method, precision)), v),
+                _verdict(TRL_TARGETS.get((size, method, _precision(precision))), v),
                 f"{v['pairs']} x {v['steps']}",
                 f"{v['forward_tokens']:,}" if v["forward_tokens"] else "the batch",
                 f"{v['tokens_per_s']:.0f}",
@@ -127,7 +131,7 @@ def _decode(lines: Sequence[Line]) -> str:
                 f"{v['peer_training_gib']:.2f}",
                 f"{v['memory']:.2f}",
                 f"{v['rows_equal']} of {v['rows']}; {v['equal_share']:.0%} of tokens",
-                _verdict(DECODE_TARGETS.get(precision), v),
+                _verdict(DECODE_TARGETS.get(_precision(precision)), v),
             ]
         )
     return markdown(head, rows)

@@ -23,6 +23,7 @@ from benchmarks.vs_trl import Case, measure
 from benchmarks.vs_trl_table import Run, compare
 from benchmarks.vs_trl_work import Job, Method, batch_of, groups_of
 from benchmarks.workplace import Workplace
+from trueward.models.bfloat16 import lacks_instructions
 from trueward.models.packing import count_tokens
 
 __all__ = ["PARTS", "Task", "tasks"]
@@ -47,13 +48,19 @@ def _threads(count: int) -> str:
     return f"{count} thread" if count == 1 else f"{count} threads"
 
 
+def _label(precision: str) -> str:
+    """What torch does without instructions is so slow that it must not stand for what it does with them."""
+    lacking = precision == "bfloat16" and lacks_instructions()
+    return f"{precision}, no instructions" if lacking else precision
+
+
 def _trl(asked: Namespace) -> Iterator[Task]:
     for size in asked.models:
         for method in asked.methods:
             for precision in asked.precisions:
                 for threads in asked.threads:
                     for allocator in asked.allocators:
-                        words = ["trl", size, method, precision, _threads(threads), allocator]
+                        words = ["trl", size, method, _label(precision), _threads(threads), allocator]
                         if asked.peer_recomputes == "no":
                             words.append("TRL keeps activations")
                         if asked.first_moment == "bfloat16":
@@ -112,8 +119,8 @@ def _decode(asked: Namespace) -> Iterator[Task]:
     for size in asked.models:
         for precision in asked.precisions:
             for threads in asked.threads:
-                name = f"decode/{size}/{precision}/{_threads(threads)}/{asked.batch} x {asked.new_tokens}"
-                yield Task(name, _decoding(asked, size, precision, threads))
+                words = [_label(precision), _threads(threads), f"{asked.batch} x {asked.new_tokens}"]
+                yield Task("/".join(["decode", size, *words]), _decoding(asked, size, precision, threads))
 
 
 def _decoding(

@@ -16,6 +16,7 @@ from benchmarks.results import Line, read_lines, record
 from benchmarks.tried import TRIALS, first_fit_decreasing
 from benchmarks.vs_trl_watch import Watch
 
+from benchmarks import performance_tasks
 from trueward.core.errors import DataError
 from trueward.core.files import write_jsonl
 from trueward.models.tiny import tiny_model
@@ -118,8 +119,26 @@ def test_lines_are_named_once_and_chosen_by_words() -> None:
     quick = [task.name for task in chosen(parse(["--quick"]))]
     assert set(quick) < set(names)
     assert all("2 threads" not in name and "kept" not in name for name in quick)
-    picked = [task.name for task in chosen(parse(["trl", "--only", "dpo/bfloat16/1 thread/default"]))]
-    assert picked == [f"trl/{size}/dpo/bfloat16/1 thread/default" for size in ("135M", "small")]
+    picked = [task.name for task in chosen(parse(["trl", "--only", "dpo/float32/1 thread/default"]))]
+    assert picked == [f"trl/{size}/dpo/float32/1 thread/default" for size in ("135M", "small")]
+
+
+@pytest.mark.parametrize(("lacking", "label"), [(False, "bfloat16"), (True, "bfloat16, no instructions")])
+def test_bfloat16_without_instructions_is_a_line_of_its_own(
+    lacking: bool, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(performance_tasks, "lacks_instructions", lambda: lacking)
+    asked = ["--quick", "--models", "135M", "--only", "dpo/bf", "decode/135M/bf"]
+    names = [task.name for task in chosen(parse(["trl", "decode", *asked]))]
+    assert names == [f"trl/135M/dpo/{label}/1 thread/own", f"decode/135M/{label}/1 thread/8 x 64"]
+    figures = {k: v for k, v in COMPARED.items() if k not in ("loss_difference", "utilisation")}
+    lines = [
+        line(names[0], **COMPARED),
+        line(names[1], **figures, rows=8, rows_equal=7, equal_share=0.9),
+    ]
+    written = sections(lines)
+    assert f"| {label} | 1 |" in written["decode"] and "4x, 1, equal text: missed" in written["decode"]
+    assert f"| {label} | 1 |" in written["trl"] and "6x, 0.5, 1e-04" in written["trl"]
 
 
 def test_a_line_says_when_trl_keeps_its_activations() -> None:
