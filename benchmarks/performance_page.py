@@ -33,12 +33,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _source(lines: Sequence[Line]) -> str:
-    """When, where, with what and how the lines were measured; one sentence for each command."""
-    found: dict[str, list[Line]] = {}
+    """When, where, with what and how the lines were measured; one sentence for each command on a machine."""
+    found: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        found.setdefault(line.command, []).append(line)
+        found.setdefault((line.command, line.machine), []).append(line)
     sentences = []
-    for command, group in found.items():
+    for (command, _), group in found.items():
         first = group[0]
         names = ("torch", "transformers", "trl")
         used = ", ".join(f"{name} {first.versions[name]}" for name in names if name in first.versions)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,15 @@ def test_bfloat16_without_instructions_is_a_line_of_its_own(
     written = sections(lines)
     assert f"| {label} | 1 |" in written["decode"] and "4x, 1, equal text: missed" in written["decode"]
     assert f"| {label} | 1 |" in written["trl"] and "6x, 0.5, 1e-04" in written["trl"]
+
+
+def test_one_command_on_two_machines_is_two_sources() -> None:
+    lines = [
+        replace(line(f"trl/135M/dpo/{label}/1 thread/own", **COMPARED), machine=machine)
+        for label, machine in (("float32", "one"), ("bfloat16", "another"), ("bfloat16, x", "another"))
+    ]
+    written = sections(lines)["trl"]
+    assert written.count(", one; ") == written.count(", another; ") == 1
 
 
 def test_a_line_says_when_trl_keeps_its_activations() -> None:
