@@ -262,7 +262,7 @@ FAULTS: tuple[Fault, ...] = (
         ("trainers/test_group_forwards.py",),
         (
             "group: a round without an update is unknown",
-            "if state.idle and settings.scored_by_update:",
+            "if not teaches and settings.scored_by_update:",
             "if False:",
         ),
         (

@@ -108,6 +108,15 @@ def test_a_sampler_that_disagrees_is_refused_before_the_weights_move(tmp_path: P
     assert result.step == settings().iterations
 
 
+def test_a_refused_round_is_not_counted_as_idle(tmp_path: Path) -> None:
+    policy = language.policy()
+    with pytest.raises(RunError, match="disagree about a token's log-prob"):
+        run(tmp_path, policy, engine=Biased(policy, 0.1), reward=all_equal, iterations=1, max_idle=2)
+    # Two idle rounds end the run: the refused one would have been the first.
+    result = run(tmp_path, policy, resume=True, reward=all_equal, iterations=1, max_idle=2)
+    assert result.step == 1
+
+
 def test_one_row_that_disagrees_is_found_among_many() -> None:
     policy = language.policy()
     chosen = settings(max_tokens_per_forward=30)

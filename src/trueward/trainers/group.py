@@ -247,10 +247,10 @@ def _update(run: _Run, drawn: Drawn, advantages_BT: Tensor) -> dict[str, float]:
     weights_BT, corrected = correct(drawn.experience, settings)
     figures = {"mismatch/corrected": corrected}
     # Adam would move the weights by its momentum alone.
-    state.idle = 0 if bool(advantages_BT.any()) else state.idle + 1
-    if state.idle and settings.scored_by_update:
+    teaches = bool(advantages_BT.any())
+    if not teaches and settings.scored_by_update:
         score_policy(run.models, drawn.experience, settings)
-    if not state.idle:
+    if teaches:
         objective = partial(
             GroupObjective,
             drawn.experience,
@@ -274,6 +274,7 @@ def _update(run: _Run, drawn: Drawn, advantages_BT: Tensor) -> dict[str, float]:
         trained.memory.give_back()
         state.skipped = updated.skipped
         figures |= updated.means
+    state.idle = 0 if teaches else state.idle + 1
     update_s = time.monotonic() - start_s
     return {
         **figures,
