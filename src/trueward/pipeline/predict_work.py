@@ -76,8 +76,8 @@ class Work:
     completions: of one prompt. items: passed over in a step.
     prompts, rows, new_tokens: of one round of drawing; 0 where nothing is drawn.
     updates: optimizer steps of a round of drawing; else 1. steps: rounds of the run.
-    scored_items: items scored without gradients, once in the run (reference of pairs) or in each round, and
-        by how many models (but for the reward model).
+    scored_items: items scored without gradients, once in the run (reference of pairs) or in each round.
+    scorers: models that score them, but for the reward model.
     """
 
     stage: TrainedStage
