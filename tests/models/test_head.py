@@ -118,6 +118,38 @@ def test_a_head_on_frozen_states_is_trained_in_a_step_too() -> None:
     assert bool(head.weight.grad.any())
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("passes", [None, Passes()], ids=["in place", "of a compiler"])
+def test_in_a_step_the_gradient_of_the_matrix_is_added_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, passes: Passes | None, autocast: bool
+) -> None:
+    asked: list[str] = []
+
+    def which(device: str, entropy: bool) -> Passes | None:
+        asked.append(device)
+        return passes
+
+    monkeypatch.setattr(head_module, "_passes", which)
+    monkeypatch.setattr(head_module, "_CHUNK_ELEMENTS", 5 * V)
+    linear, hidden, labels = parts(torch.float32, bias=True)
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            return score_tokens(Head(linear, None), hidden, labels).logps_N.sum()
+
+    plain = torch.autograd.grad(loss(), [hidden, *linear.parameters()])
+    with TrainingMemory().used():
+        loss().backward()
+        first = linear.weight.grad
+        assert first is not None
+        loss().backward()
+    # The same matrix, grown by the second backward.
+    assert linear.weight.grad is first
+    for tensor, expected in zip([hidden, *linear.parameters()], plain, strict=True):
+        torch.testing.assert_close(tensor.grad, 2 * expected, rtol=2e-2 if autocast else 1e-5, atol=1e-5)
+    assert asked == ["cpu"] * 3
+
+
 def test_passes_of_a_compiler_survive_words_that_cannot_come() -> None:
     # By hand: of three words one cannot come, the others are 1 : 3, so p = 1/4 and 3/4.
     logits = torch.tensor([[float("-inf"), 0.0, 3.0]], dtype=torch.float64)

@@ -11,7 +11,7 @@ from trueward.rollouts import cache, local
     ("module", "name"),
     [
         (head, "_CHUNK_ELEMENTS"),
-        (head, "_CHUNK_ELEMENTS_GPU"),
+        (head, "_CHUNK_BYTES_GPU"),
         (local, "_KV_BYTES"),
         (local, "_KV_SHARE_GPU"),
         (local, "_LOGITS_ELEMENTS"),

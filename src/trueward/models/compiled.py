@@ -55,14 +55,15 @@ class _Chosen:
 def _one_mode(layer: nn.Module) -> Iterator[None]:
     """A layer without dropout computes the same in both modes: it need not be compiled for each."""
     training = [module for module in layer.modules() if module.training]
-    changed = [] if any(map(_drops, training)) else training
-    for module in changed:
-        module.training = False
+    # Into the dictionaries: what `Module.__setattr__` looks at would take longer than a small layer.
+    changed = [] if any(map(_drops, training)) else [vars(module) for module in training]
+    for values in changed:
+        values["training"] = False
     try:
         yield
     finally:
-        for module in changed:
-            module.training = True
+        for values in changed:
+            values["training"] = True
 
 
 def _drops(module: nn.Module) -> bool:

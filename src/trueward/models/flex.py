@@ -182,14 +182,17 @@ def _cells(view: View) -> tuple[Cells, Cells]:
     for low_P, stop_P in ((view.own_P, token_P + 1), (view.first_P, view.stop_P)):
         sees = stop_P > low_P
         row, low, stop = token_P[sees] // BLOCK, low_P[sees], stop_P[sees]
-        np.add.at(some, (row, low // BLOCK), 1)
-        np.add.at(some, (row, (stop - 1) // BLOCK + 1), -1)
+        some += _counts(row, low // BLOCK, n) - _counts(row, (stop - 1) // BLOCK + 1, n)
         first, last = -(-low // BLOCK), stop // BLOCK
         covers = last > first
-        np.add.at(all_of, (row[covers], first[covers]), 1)
-        np.add.at(all_of, (row[covers], last[covers]), -1)
+        all_of += _counts(row[covers], first[covers], n) - _counts(row[covers], last[covers], n)
     whole_nn = all_of.cumsum(1)[:, :n] == BLOCK
     return (some.cumsum(1)[:, :n] > 0) & ~whole_nn, whole_nn
+
+
+def _counts(row: Ints, column: Ints, n: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """How often each cell of n x (n + 1) is named."""
+    return np.bincount(row * (n + 1) + column, minlength=n * (n + 1)).reshape(n, n + 1)
 
 
 def _block_mask(view: View, device: torch.device) -> BlockMask:

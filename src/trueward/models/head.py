@@ -27,8 +27,9 @@ _CHUNK_ELEMENTS = 1 << 24
 _KEPT_ELEMENTS = 1 << 24
 # What the means of entropies are made of, 4 MiB at a time.
 _MEAN_ELEMENTS = 1 << 20
-# A GPU needs products of thousands of tokens to be busy; 2 ** 27 float32 are 512 MiB.
-_CHUNK_ELEMENTS_GPU = 1 << 27
+# A GPU needs products of thousands of tokens to be busy; compiled passes keep logits in the precision of the
+# products, so that half the bits are twice the tokens.
+_CHUNK_BYTES_GPU = 1 << 29
 
 
 class TokenScores(NamedTuple):
@@ -60,8 +61,16 @@ class Head(NamedTuple):
         return self.module if plain else None  # type: ignore[return-value]  # narrowed by `plain`
 
 
-def _chunks(num_tokens: int, num_words: int, device: torch.device) -> Iterator[slice]:
-    size = max(1, (_CHUNK_ELEMENTS if device.type == "cpu" else _CHUNK_ELEMENTS_GPU) // num_words)
+def _chunks(
+    num_tokens: int, num_words: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Iterator[slice]:
+    """Tokens of a chunk after the other.
+
+    Args:
+        dtype: the widest in which its logits exist.
+    """
+    elements = _CHUNK_ELEMENTS if device.type == "cpu" else _CHUNK_BYTES_GPU // dtype.itemsize
+    size = max(1, elements // num_words)
     for start in range(0, num_tokens, size):
         yield slice(start, min(start + size, num_tokens))
 
@@ -216,14 +225,15 @@ class _Compiled(torch.autograd.Function):
         labels_N: Tensor,
         temperature: float,
         entropy: bool,
+        owner: Owner | None,
         passes: Passes,
     ) -> tuple[Tensor, Tensor, Tensor]:
         parts = [
             passes.scores(linear(hidden_ND[at], weight_VD, bias_V), labels_N[at], temperature, entropy)
-            for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
+            for at in _chunks(len(hidden_ND), len(weight_VD), hidden_ND.device, hidden_ND.dtype)
         ]
         logps_N, greedy_N, entropy_N, log_sums_N = (torch.cat(values) for values in zip(*parts, strict=True))
-        ctx.temperature, ctx.passes = temperature, passes
+        ctx.temperature, ctx.passes, ctx.owner = temperature, passes, owner
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N)
         ctx.mark_non_differentiable(greedy_N, *([] if entropy else [entropy_N]))
@@ -233,8 +243,8 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, labels_N, entropy_N, log_sums_N = ctx.saved_tensors
         grad_logps_N, grad_entropy_N = _asked(grads)
-        sums = _Sums.of(ctx, hidden_ND, weight_VD, bias_V, dtype=grad_logps_N.dtype)
-        for at in _chunks(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device):
+        sums = _Sums.of(ctx, hidden_ND, weight_VD, bias_V, dtype=grad_logps_N.dtype, owner=ctx.owner)
+        for at in _chunks(len(hidden_ND), len(weight_VD), hidden_ND.device, hidden_ND.dtype):
             grad_nV = ctx.passes.gradient(
                 linear(hidden_ND[at], weight_VD, bias_V),
                 labels_N[at],
@@ -245,7 +255,7 @@ class _Compiled(torch.autograd.Function):
                 None if grad_entropy_N is None else grad_entropy_N[at],
             )
             sums.add(at, grad_nV)
-        return *sums.found(), None, None, None, None
+        return *sums.found(), None, None, None, None, None
 
 
 class _Fused(torch.autograd.Function):
@@ -347,11 +357,11 @@ def score_tokens(
             dtype = torch.get_autocast_dtype(device)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
             bias_V = None if bias_V is None else bias_V.to(dtype)
-        passes = None if owner is not None else _passes(device, entropy)
+        passes = _passes(device, entropy)
+        function, means = (_Fused, (owner,)) if passes is None else (_Compiled, (owner, passes))
         with torch.autocast(device, enabled=False):
-            function, means = (_Fused, owner) if passes is None else (_Compiled, passes)
             logps_N, entropy_N, greedy_N = function.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy, means
+                hidden_ND, weight_VD, bias_V, labels_N, temperature, entropy, *means
             )
         return TokenScores(logps_N, entropy_N if entropy else None, greedy_N)
 

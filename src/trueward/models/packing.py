@@ -7,10 +7,12 @@ Axes: L tokens of the row, N completion tokens of the row, S sequences (completi
 completion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 
+Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Kernel = Literal["compiled", "flex", "buckets"]
 """Ways to compute a row: flex-attention inside compiled layers, flex-attention, and padded buckets of similar
 segments."""
@@ -171,64 +174,94 @@ def pack_prompts(prompts: Sequence[Sequence[int]], device: torch.device | str = 
 
 
 def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
-    ids: list[int] = []
-    positions: list[int] = []
-    predict: list[int] = []
-    position: list[int] = []
-    trained: list[bool] = []
-    lengths: list[int] = []
-    last: list[int] = []
-    labels: list[int] = []
-    sequence: list[int] = []
+    starts: list[int] = []
+    bases: list[int] = []
+    sizes: list[int] = []
+    owners: list[int] = []
     segments: list[Segment] = []
+    at = 0
+    # Pieces of the row: a prompt, or a completion with the prompt whose positions it continues.
     for group in groups:
-        start, prompt = len(ids), len(group.prompt_ids)
-        ids.extend(group.prompt_ids)
-        positions.extend(range(prompt))
+        start, prompt = at, len(group.prompt_ids)
+        starts.append(start)
+        bases.append(0)
+        sizes.append(prompt)
+        owners.append(-1)
+        at += prompt
         for number, completion in enumerate(group.completions):
-            first, length = len(ids), len(completion.ids)
-            ids.extend(completion.ids)
-            positions.extend(range(prompt, prompt + length))
-            predict.extend([start + prompt - 1, *range(first, first + length - 1)])
-            position.extend(range(first, first + length))
-            trained.extend(completion.trained)
-            labels.extend(completion.ids)
-            sequence.extend([len(lengths)] * length)
-            lengths.append(length)
-            last.append(first + length - 1)
+            length = len(completion.ids)
+            starts.append(at)
+            bases.append(prompt)
+            sizes.append(length)
+            owners.append(start + prompt - 1)
             # The first completion stands right behind its prompt: together they are one plain causal segment.
             segments.append(
-                Segment(first, length, start, prompt) if number else Segment(start, prompt + length, 0, 0)
+                Segment(at, length, start, prompt) if number else Segment(start, prompt + length, 0, 0)
             )
+            at += length
         if not group.completions:
             segments.append(Segment(start, prompt, 0, 0))
-            last.append(start + prompt - 1)
+    return _laid_out(groups, segments, *map(np.array, (starts, bases, sizes, owners)), device=device)
 
-    # Lists, not operations on tensors: nothing here waits for the device, or wakes threads for a few numbers.
-    def indices(values: Sequence[int]) -> Tensor:
-        return to_device(torch.tensor(values, dtype=torch.int64))
 
-    def to_device(values: Tensor) -> Tensor:
-        return values.to(device, non_blocking=True)
-
-    return Packed(
-        input_ids_1L=indices(ids).unsqueeze(0),
-        position_ids_1L=indices(positions).unsqueeze(0),
-        segments=tuple(segments),
-        labels_N=indices(labels),
-        predict_N=indices(predict),
-        position_N=indices(position),
-        trained_N=to_device(torch.tensor(trained, dtype=torch.bool)),
-        sequence_N=indices(sequence),
-        last_S=indices(last),
-        lengths_S=indices(lengths),
-        prompt_lengths=indices([len(group.prompt_ids) for group in groups]),
-        groups=tuple(groups),
-        num_sequences=len(last),
-        num_tokens=len(ids),
-        longest=max(positions) + 1,
-        longest_completion=max(lengths, default=0),
+def _laid_out(
+    groups: Sequence[TokenGroup],
+    segments: Sequence[Segment],
+    starts: Ints,
+    bases: Ints,
+    sizes: Ints,
+    prompt_ends: Ints,
+    *,
+    device: torch.device | str,
+) -> Packed:
+    """The row of pieces: where each starts, the position of its first token, its tokens, and where the last
+    token of its prompt stands (-1: it is a prompt)."""
+    count = int(sizes.sum())
+    ids_L = np.fromiter(chain.from_iterable(_ids(groups)), np.int64, count)
+    positions_L = np.arange(count) - np.repeat(starts - bases, sizes)
+    answers = prompt_ends >= 0
+    starts_S, lengths_S = starts[answers], sizes[answers]
+    sequence_N = np.repeat(np.arange(len(lengths_S)), lengths_S)
+    first_S = np.cumsum(lengths_S) - lengths_S
+    position_N = np.arange(len(sequence_N)) + np.repeat(starts_S - first_S, lengths_S)
+    predict_N = position_N - 1
+    predict_N[first_S] = prompt_ends[answers]
+    # Of a row of prompts alone, the last tokens of these.
+    ends = starts_S + lengths_S if answers.any() else starts + sizes
+    trained = (completion.trained for group in groups for completion in group.completions)
+    trained_N = np.fromiter(chain.from_iterable(trained), np.bool_, len(sequence_N))
+    # One transfer: a GPU is waited for once.
+    numbers = [ids_L, positions_L, ids_L[position_N], predict_N, position_N, sequence_N, ends - 1, lengths_S]
+    numbers.append(sizes[~answers])
+    whole = torch.from_numpy(np.concatenate(numbers)).to(device, non_blocking=True)
+    ids, positions, labels_N, predicts_N, places_N, sequences_N, last_S, sizes_S, prompts = torch.split(
+        whole, [len(values) for values in numbers]
     )
+    return Packed(
+        input_ids_1L=ids.unsqueeze(0),
+        position_ids_1L=positions.unsqueeze(0),
+        segments=tuple(segments),
+        labels_N=labels_N,
+        predict_N=predicts_N,
+        position_N=places_N,
+        trained_N=torch.from_numpy(trained_N).to(device, non_blocking=True),
+        sequence_N=sequences_N,
+        last_S=last_S,
+        lengths_S=sizes_S,
+        prompt_lengths=prompts,
+        groups=tuple(groups),
+        num_sequences=len(ends),
+        num_tokens=count,
+        longest=int(positions_L.max()) + 1,
+        longest_completion=int(lengths_S.max(initial=0)),
+    )
+
+
+def _ids(groups: Sequence[TokenGroup]) -> Iterator[tuple[int, ...]]:
+    for group in groups:
+        yield group.prompt_ids
+        for completion in group.completions:
+            yield completion.ids
 
 
 def _slots_N(packed: Packed) -> Tensor:

@@ -18,6 +18,10 @@ from trueward.models.memory import TrainingMemory, current_memory
 __all__ = ["Owner", "Source", "comes_from", "owner_of", "product", "recomputed"]
 
 _BLOCK_ELEMENTS = 1 << 22
+# A GPU needs products of thousands of rows to be busy; 2 ** 27 bfloat16 are 256 MiB.
+_BLOCK_ELEMENTS_GPU = 1 << 27
+# Rows of a block are a multiple: a matrix that starts at an odd address is multiplied by slower kernels.
+_BLOCK_ROWS = 8
 
 
 class Source(Protocol):
@@ -131,7 +135,7 @@ class Owner(NamedTuple):
             total_OI = self.memory.gradient_of(self.weight_OI).zero_().add_(total_OI)
         room_OI = self.memory.gradient_of(self.weight_OI) if total_OI is None else total_OI
         if grad_NO.dtype != self.weight_OI.dtype:
-            for rows in _row_blocks(*self.weight_OI.shape):
+            for rows in _row_blocks(self.weight_OI):
                 part_oI = grad_NO[:, rows].T @ states_NI
                 _ = room_OI[rows].copy_(part_oI) if total_OI is None else room_OI[rows].add_(part_oI)
         elif total_OI is None:
@@ -141,9 +145,11 @@ class Owner(NamedTuple):
         self.weight_OI.grad = room_OI
 
 
-def _row_blocks(num_rows: int, width: int) -> Iterator[slice]:
+def _row_blocks(weight_OI: Tensor) -> Iterator[slice]:
     """A vocabulary's gradient in sixteen bits need not exist as a whole beside that in float32."""
-    size = max(1, _BLOCK_ELEMENTS // width)
+    num_rows, width = weight_OI.shape
+    elements = _BLOCK_ELEMENTS if weight_OI.device.type == "cpu" else _BLOCK_ELEMENTS_GPU
+    size = max(1, elements // (width * _BLOCK_ROWS)) * _BLOCK_ROWS
     for start in range(0, num_rows, size):
         yield slice(start, start + size)
 

@@ -37,7 +37,7 @@ __all__ = ["Memory", "Moment", "Part", "Roles", "predict_memory", "roles_of", "r
 _FLOAT, _HALF = 4, 2
 _BYTES = {"float32": 4, "bfloat16": 2}
 # models.head: logits of one chunk; up to as many their softmax is kept, in the same place.
-_CHUNK_ELEMENTS, _CHUNK_ELEMENTS_GPU = 1 << 24, 1 << 27
+_CHUNK_ELEMENTS, _CHUNK_BYTES_GPU = 1 << 24, 1 << 29
 # rollouts.local: bounds of one part of the drawing, and from how many steps on weights are laid out;
 # rollouts.cache: slots that are made at a time.
 _KV_BYTES, _KV_SHARE_GPU, _LAY_STEPS, _ROOM, _MOST_BYTES = 1 << 30, 0.125, 16, 32, 1 << 24
@@ -201,10 +201,14 @@ def row_of(work: Work, tokens: float, *, gpu: bool) -> Row:
 def _head(shape: Shape, scored: float, how: Arithmetic) -> float:
     """Bytes of the vocabulary head at work: the logits of a chunk, in float32, changed in place.
 
-    In sixteen bits they come in a copy of their own, and their gradient goes in one.
+    In sixteen bits they come in a copy of their own, and their gradient goes in one. On a GPU that is all:
+    compiled passes turn the one into the other.
     """
-    most = _CHUNK_ELEMENTS_GPU if how.gpu else _CHUNK_ELEMENTS
+    each = how.compute_bytes if how.gpu else _FLOAT
+    most = _CHUNK_BYTES_GPU // each if how.gpu else _CHUNK_ELEMENTS
     chunk = min(scored * shape.vocab_size, max(most, shape.vocab_size))
+    if how.gpu:
+        return 2 * each * chunk
     copies = 2 * _HALF if how.compute_bytes == _HALF else 0
     return (_FLOAT + copies) * chunk
 
