@@ -38,10 +38,11 @@ SIDES = (
     "padded loop in parts",
     "padded loop, recomputing",
     "TRL",
+    "TRL in parts",
     "TRL, recomputing",
 )
 PART = 16
-"""Answers of one forward of the padded loop that takes a step in parts, sorted by length."""
+"""Answers of one forward of a peer that takes a step in parts; the padded loop sorts them by length."""
 
 
 class Side(NamedTuple):
@@ -117,7 +118,8 @@ def sides(asked: argparse.Namespace, method: str) -> list[Side]:
     ]
     # Its GRPO samples inside the step, which is another measurement.
     if method in asked.trl and method != "grpo" and find_spec("trl") is not None:
-        found += [Side("TRL", False, _trl), Side("TRL, recomputing", True, _trl)]
+        found += [Side("TRL", False, _trl), Side("TRL in parts", False, _trl, PART)]
+        found += [Side("TRL, recomputing", True, _trl)]
     return [side for side in found if side.name in asked.sides]
 
 

@@ -87,13 +87,12 @@ def start(
         each = zip(groups, found.chosen_B.tolist(), found.rejected_B.tolist(), strict=True)
         return [PreferencePair(*pair) for pair in each]
 
+    # As in the trainers' loop; nothing here drops out, so the reference's log-probs are the same.
+    model.train()
     kept = {id(batch): references(batch) for batch in batches} if job.method == "dpo" else {}
 
     def taken(objective: StepObjective[Any], items: Sequence[Any]) -> float:
-        model.train()
-        done = take_step(trained, objective, items, settings, step=0, num_steps=1, seed=job.seed)
-        model.train(False)
-        return done.loss
+        return take_step(trained, objective, items, settings, step=0, num_steps=1, seed=job.seed).loss
 
     def step(groups: Sequence[TokenGroup]) -> float:
         if job.method == "sft":

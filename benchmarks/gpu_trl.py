@@ -66,9 +66,11 @@ def run(job: Job, work: Path) -> dict[str, Any]:
     rows = [_row(job.method, conversation) for conversation in conversations(job)]
     batches = batches_of(job, words)
     trainer_class, config_class = _TRAINERS[job.method]
+    at_once = job.per_forward or job.sequences
     args = config_class(
         output_dir=str(work / "run-trl"),
-        per_device_train_batch_size=job.sequences // METHODS[job.method],
+        per_device_train_batch_size=at_once // METHODS[job.method],
+        gradient_accumulation_steps=job.sequences // at_once,
         max_steps=job.steps + job.warmup,
         max_length=1024,
         learning_rate=job.lr,

@@ -377,17 +377,17 @@ FAULTS: tuple[Fault, ...] = (
     *_in(
         "models/packing.py",
         ("models/test_packing.py",),
-        ("packing: first token predicted by itself", "start + prompt - 1, *range", "start + prompt, *range"),
         (
-            "packing: tokens predict themselves",
-            "*range(first, first + length - 1)]",
-            "*range(first + 1, first + length)]",
+            "packing: first token predicted by itself",
+            "owners.append(start + prompt - 1)",
+            "owners.append(start + prompt)",
         ),
-        ("packing: later completions start at 0", "range(prompt, prompt + length)", "range(length)"),
+        ("packing: tokens predict themselves", "predict_N = position_N - 1", "predict_N = position_N + 0"),
+        ("packing: later completions start at 0", "bases.append(prompt)", "bases.append(0)"),
         (
             "packing: last token one early",
-            "last.append(first + length - 1)",
-            "last.append(first + length - 2)",
+            "moved(ends - 1)",
+            "moved(ends - 2)",
         ),
         (
             "packing: row of the sequence before",

@@ -5,10 +5,11 @@ that runs them: the card waits. Compiled, it is about a dozen. One compilation s
 and rows of any length. Not here: whether a model is compiled, and the trial before it (see routes).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ __all__ = ["LEAST_TOKENS", "compile_layers", "windows_of"]
 
 LEAST_TOKENS = 1024
 """Rows with fewer tokens are computed as they come: they would not win back the compilation."""
+
+
+_WINDOWS: MutableMapping[nn.Module, frozenset[int | None]] = WeakKeyDictionary()
 
 
 def _call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -93,6 +97,8 @@ def compile_layers(backbone: PreTrainedModel, *, backend: str = "inductor") -> b
 
 
 def windows_of(backbone: PreTrainedModel) -> frozenset[int | None]:
-    """The sliding windows of a backbone's layers, None (all tokens) included."""
-    found = {getattr(module, "sliding_window", None) for module in backbone.modules()}
-    return frozenset({None, *(window for window in found if isinstance(window, int))})
+    """The sliding windows of a backbone's layers, None (all tokens) included; looked for once."""
+    if backbone not in _WINDOWS:
+        found = {getattr(module, "sliding_window", None) for module in backbone.modules()}
+        _WINDOWS[backbone] = frozenset({None, *(window for window in found if isinstance(window, int))})
+    return _WINDOWS[backbone]

@@ -196,29 +196,44 @@ def _counts(row: Ints, column: Ints, n: int) -> np.ndarray[tuple[int, int], np.d
 
 
 def _block_mask(view: View, device: torch.device) -> BlockMask:
-    own_P, first_P, stop_P = (
-        torch.from_numpy(values.astype(np.int32)).to(device, non_blocking=True) for values in view
+    """The mask, and what the backward reads of it: for a block of keys, the blocks of queries that see it."""
+    partial_nn, whole_nn = _cells(view)
+    ways = (partial_nn, whole_nn, partial_nn.T, whole_nn.T)
+    # Each a tensor of its own: a compiler would take where a part of a larger one starts for a size.
+    own_P, first_P, stop_P, *blocks = (
+        torch.from_numpy(array).to(device, non_blocking=True)
+        for array in (
+            *(values.astype(np.int32) for values in view),
+            *(array for cells_nn in ways for array in _ordered(cells_nn)),
+        )
     )
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (key >= own_P[query]) & (key <= query)
         return own | ((key >= first_P[query]) & (key < stop_P[query]))
 
-    partial_nn, whole_nn = _cells(view)
-    mask: BlockMask = BlockMask.from_kv_blocks(
-        *_ordered(partial_nn, device), *_ordered(whole_nn, device), BLOCK_SIZE=BLOCK, mask_mod=seen
+    slots = len(view.own_P)
+    kv_counts, kv, full_kv_counts, full_kv, q_counts, q, full_q_counts, full_q = blocks
+    return BlockMask(
+        seq_lengths=(slots, slots),
+        kv_num_blocks=kv_counts,
+        kv_indices=kv,
+        full_kv_num_blocks=full_kv_counts,
+        full_kv_indices=full_kv,
+        q_num_blocks=q_counts,
+        q_indices=q,
+        full_q_num_blocks=full_q_counts,
+        full_q_indices=full_q,
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=seen,
     )
-    return mask
 
 
-def _ordered(cells_nn: Cells, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries needs, and which: those first, ascending."""
+def _ordered(cells_nn: Cells) -> tuple[np.ndarray, np.ndarray]:
+    """How many blocks of a row are needed, and which: those first, ascending."""
     counts_n = cells_nn.sum(1, dtype=np.int32)
     order_nn = np.argsort(~cells_nn, axis=1, kind="stable").astype(np.int32)
-    return (
-        torch.from_numpy(counts_n)[None, None].to(device, non_blocking=True),
-        torch.from_numpy(order_nn)[None, None].to(device, non_blocking=True),
-    )
+    return counts_n[None, None], order_nn[None, None]
 
 
 def build_flex_plan(

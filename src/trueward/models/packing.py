@@ -230,25 +230,22 @@ def _laid_out(
     ends = starts_S + lengths_S if answers.any() else starts + sizes
     trained = (completion.trained for group in groups for completion in group.completions)
     trained_N = np.fromiter(chain.from_iterable(trained), np.bool_, len(sequence_N))
-    # One transfer: a GPU is waited for once.
-    numbers = [ids_L, positions_L, ids_L[position_N], predict_N, position_N, sequence_N, ends - 1, lengths_S]
-    numbers.append(sizes[~answers])
-    whole = torch.from_numpy(np.concatenate(numbers)).to(device, non_blocking=True)
-    ids, positions, labels_N, predicts_N, places_N, sequences_N, last_S, sizes_S, prompts = torch.split(
-        whole, [len(values) for values in numbers]
-    )
+
+    def moved(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
     return Packed(
-        input_ids_1L=ids.unsqueeze(0),
-        position_ids_1L=positions.unsqueeze(0),
+        input_ids_1L=moved(ids_L).unsqueeze(0),
+        position_ids_1L=moved(positions_L).unsqueeze(0),
         segments=tuple(segments),
-        labels_N=labels_N,
-        predict_N=predicts_N,
-        position_N=places_N,
-        trained_N=torch.from_numpy(trained_N).to(device, non_blocking=True),
-        sequence_N=sequences_N,
-        last_S=last_S,
-        lengths_S=sizes_S,
-        prompt_lengths=prompts,
+        labels_N=moved(ids_L[position_N]),
+        predict_N=moved(predict_N),
+        position_N=moved(position_N),
+        trained_N=moved(trained_N),
+        sequence_N=moved(sequence_N),
+        last_S=moved(ends - 1),
+        lengths_S=moved(lengths_S),
+        prompt_lengths=moved(sizes[~answers]),
         groups=tuple(groups),
         num_sequences=len(ends),
         num_tokens=count,

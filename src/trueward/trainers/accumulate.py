@@ -142,9 +142,8 @@ def accumulate(
             for name, (total, count) in out.sums.items():
                 sums.setdefault(name, []).append(total.detach())
                 counts[name] = counts.get(name, 0.0) + count
-    means = {
-        name: float(torch.stack(parts).double().sum()) / counts[name]
-        for name, parts in sums.items()
-        if counts[name]
-    }
-    return Accumulated(float(torch.stack(loss_sums).double().sum()) / denominator, tokens, means)
+    # One read for all figures: each by itself would wait for the device.
+    exact = [torch.stack(values).to(device, torch.float64).sum() for values in (loss_sums, *sums.values())]
+    loss_sum, *totals = torch.stack(exact).tolist()
+    means = {name: total / counts[name] for name, total in zip(sums, totals, strict=True) if counts[name]}
+    return Accumulated(loss_sum / denominator, tokens, means)

@@ -172,19 +172,23 @@ def train(
     state = _begin(trained, identity, resume=resume)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
+    # Once: a walk through all modules takes the time of a layer on a GPU.
+    model.train()
     with stop_on_signal() as stop, MetricsLog(folder, settings.track) as log:
         while state.step < total and not stop:
             step_s = time.monotonic()
             batch = [items[i] for i in sampler.batch(state.step)]
             if isinstance(objective, ScheduledObjective):
                 objective.at(state.step, total)
-            model.train()
             seed = derive_seed(settings.seed, "step", state.step)
             got = take_step(trained, objective, batch, settings, step=state.step, num_steps=total, seed=seed)
-            model.eval()
             state.take(got, epoch=sampler.epoch(state.step + 1), seconds=time.monotonic() - step_s)
             check_skips(state.skipped, settings.max_skips, folder)
-            looked = evaluate(model) if evaluate and _due(state.step, settings.eval_every, total) else {}
+            looked: Mapping[str, float] = {}
+            if evaluate and _due(state.step, settings.eval_every, total):
+                model.eval()
+                looked = evaluate(model)
+                model.train()
             state.last |= looked
             if looked or _due(state.step, settings.log_every, total):
                 log.log(state.last, step=state.step)
@@ -193,6 +197,7 @@ def train(
             if state.step % settings.save_every == 0:
                 _save(trained, identity, state, settings)
         _save(trained, identity, state, settings)
+    model.eval()
     return TrainResult(
         step=state.step,
         metrics_last=state.last,

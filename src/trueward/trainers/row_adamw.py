@@ -31,15 +31,13 @@ def row_gradients(model: nn.Module, memory: TrainingMemory, *, weight_decay: flo
 
     The first only on a processor: on a GPU finding distinct rows would wait for the device.
     """
+    modules = list(model.modules())
+    tables = [m for m in modules if isinstance(m, nn.Embedding) and m.weight.device.type == "cpu"]
     owners: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
+    for module in modules if tables else ():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(module)
-    tables = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Embedding) and _takes_rows(module, owners[id(module.weight)], weight_decay)
-    ]
+    tables = [table for table in tables if _takes_rows(table, owners[id(table.weight)], weight_decay)]
     for table in tables:
         table.sparse = True
     try:
@@ -53,8 +51,9 @@ def row_gradients(model: nn.Module, memory: TrainingMemory, *, weight_decay: flo
 def _takes_rows(table: nn.Embedding, owners: Sequence[nn.Module], weight_decay: float) -> bool:
     others = [type(owner) for owner in owners if owner is not table]
     plain = not (table.sparse or table.scale_grad_by_freq or table.max_norm is not None)
-    trained = table.weight.requires_grad and table.weight.device.type == "cpu"
-    return plain and trained and (others == [nn.Linear] or (not others and not weight_decay))
+    return (
+        plain and table.weight.requires_grad and (others == [nn.Linear] or (not others and not weight_decay))
+    )
 
 
 def gradient_values(parameter: nn.Parameter) -> Tensor:
