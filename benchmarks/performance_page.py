@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.performance_charts import cost_chart, growth_chart
 from benchmarks.performance_targets import (
     DECODE_TARGETS,
+    GPU_SPEED_TARGET,
+    GPU_UTILISATION_TARGET,
     PPO_TARGET,
     TRL_TARGETS,
     UTILISATION_TARGETS,
@@ -273,7 +275,36 @@ def _gpu(lines: Sequence[Line]) -> str:
         )
     rates = sorted({round(line.values["matmul_flops_per_s"] / 1e12) for line in lines})
     measured = " to ".join(map(str, rates)) if len(rates) < 3 else f"{rates[0]} to {rates[-1]}"
-    return f"{markdown(cells.split(','), rows)}\n\nMatrix peak measured in the same runs: {measured} TFLOP/s."
+    peaks = f"Matrix peak measured in the same runs: {measured} TFLOP/s."
+    return "\n\n".join([markdown(cells.split(","), rows), peaks, *_gpu_verdicts(lines)])
+
+
+def _gpu_verdicts(lines: Sequence[Line]) -> list[str]:
+    """DPO of each size beside the fastest other side, and the utilisation of the largest model."""
+    sides: dict[str, list[tuple[float, str]]] = {}
+    shares: list[float] = []
+    for line in lines:
+        _, size, method, side = line.name.split("/")
+        own, speed, share = side.startswith("Trueward"), line.values["speed"], line.values["utilisation"]
+        if method == "dpo" and speed is not None and not own:
+            sides.setdefault(size, []).append((speed, side))
+        if (size, method, side) == ("1.5B", "dpo", "Trueward") and share is not None:
+            shares.append(share)
+    said = []
+    for size, found in sides.items():
+        speed, side = min(found)
+        said.append(
+            f"DPO, {size}: {speed:.2f} times as fast as the fastest other side ({side}); target "
+            f"{GPU_SPEED_TARGET:g}: {_met(speed >= GPU_SPEED_TARGET)}."
+        )
+    for share in shares:
+        target = f"target {GPU_UTILISATION_TARGET:.0%}: {_met(share >= GPU_UTILISATION_TARGET)}"
+        said.append(f"MFU of DPO, 1.5B: {share:.0%}; {target}.")
+    return said
+
+
+def _met(is_met: bool) -> str:
+    return "met" if is_met else "missed"
 
 
 _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {

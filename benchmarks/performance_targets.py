@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["DECODE_TARGETS", "PPO_TARGET", "TRL_TARGETS", "UTILISATION_TARGETS", "Target"]
+__all__ = [
+    "DECODE_TARGETS",
+    "GPU_SPEED_TARGET",
+    "GPU_UTILISATION_TARGET",
+    "PPO_TARGET",
+    "TRL_TARGETS",
+    "UTILISATION_TARGETS",
+    "Target",
+]
 
 
 class Target(NamedTuple):
@@ -63,3 +71,6 @@ UTILISATION_TARGETS: Mapping[tuple[str, str, str], float] = {
     ("135M", "dpo", "bfloat16"): 0.25,
 }
 """Share of the measured matrix peak."""
+
+GPU_SPEED_TARGET, GPU_UTILISATION_TARGET = 1.5, 0.5
+"""DPO beside the fastest other side on one GPU; share of the measured matrix peak with 1.5B parameters."""

@@ -214,6 +214,9 @@ def test_every_part_has_its_table_with_source_and_verdict() -> None:
     assert "| 2.50x | 2.40x |" in found["ppo"] and "2x, 1.3, 1e-04: missed (memory) |" in found["ppo"]
     assert "| padded loop | 64 x 4 | 500 | 2.50 | 20% | 60.0 | - |" in found["gpu"]
     assert "800 TFLOP/s" in found["gpu"]
+    assert (
+        "1.5B: 2.50 times as fast as the fastest other side (padded loop); target 1.5: met." in found["gpu"]
+    )
     assert "without s not supported" in found["tried"] and "5 s: missed" in found["start"]
     # The smaller file first, though 10,000 sorts before 1,000.
     assert found["growth"].index("| 1,000 |") < found["growth"].index("| 10,000 |")
@@ -221,6 +224,23 @@ def test_every_part_has_its_table_with_source_and_verdict() -> None:
         widths = {row.count("|") for row in text.splitlines() if row.startswith("|")}
         assert len(widths) == 1
         assert "2026-01-02, 2 cores of a processor, 8 GiB; torch 2.13.0, commit 012345678: `python -m" in text
+
+
+def test_a_gpu_is_held_against_its_targets() -> None:
+    told = {"step_s": 0.5, "peak_gib": 60.0, "loss_difference": None, "failed": ""}
+    told |= {"sequences": 64, "steps": 4, "matmul_flops_per_s": 8e14}
+    lines = [
+        line("gpu/1.5B/dpo/Trueward", speed=1.0, utilisation=0.49, **told),
+        line("gpu/1.5B/dpo/TRL", speed=1.4, utilisation=0.3, **told),
+        line("gpu/1.5B/dpo/padded loop", speed=3.0, utilisation=0.1, **told),
+        line(
+            "gpu/1.5B/dpo/TRL in parts", **{**told, "failed": "out of memory"}, speed=None, utilisation=None
+        ),
+        line("gpu/1.5B/sft/padded loop", speed=1.1, utilisation=0.4, **told),
+    ]
+    said = sections(lines)["gpu"]
+    assert "DPO, 1.5B: 1.40 times as fast as the fastest other side (TRL); target 1.5: missed." in said
+    assert "MFU of DPO, 1.5B: 49%; target 50%: missed." in said
 
 
 def test_parts_without_lines_say_so() -> None:

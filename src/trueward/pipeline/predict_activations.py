@@ -16,7 +16,9 @@ __all__ = [
     "Arithmetic",
     "Row",
     "LEAST_ELEMENTS",
+    "LEAST_TOKENS",
     "cast_weights",
+    "compiles",
     "computes_again",
     "kept_per_layer",
     "kept_rest",
@@ -31,6 +33,8 @@ SLOT_WASTE = 1.1
 # From so many elements of hidden states, of all layers, a processor computes again what is cheap
 # (models.activations, whose constant this is).
 LEAST_ELEMENTS = 1 << 18
+# From so many tokens of a row a GPU computes its layers compiled (models.compiled, whose constant this is).
+LEAST_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +88,12 @@ def computes_again(shape: Shape, how: Arithmetic, row: Row) -> bool:
     """Whether norms and activations are computed again, and products keep where their input comes from."""
     elements = row.tokens * shape.width * shape.num_layers
     return not how.gpu and not how.checkpointing and elements >= LEAST_ELEMENTS
+
+
+def compiles(shape: Shape, how: Arithmetic, row: Row) -> bool:
+    """Whether layers run compiled, which keep less: where all of a model of the Llama kind is trained."""
+    whole = how.full and shape.gated and not how.checkpointing
+    return how.gpu and whole and row.tokens >= LEAST_TOKENS
 
 
 def _norm(width: int, how: Arithmetic, *, low: bool = False) -> int:
@@ -178,13 +188,38 @@ def _kept_all(shape: Shape, how: Arithmetic) -> _Kept:
     )
 
 
+def _kept_compiled(shape: Shape, how: Arithmetic) -> _Kept:
+    """Where a compiler keeps the least numbers from which the rest is one pass: the stream before each norm
+    and what the norm gives, both inner values of the MLP and their product. What attention gives is what the
+    matrix after it reads."""
+    size, d, f = how.compute_bytes, shape.width, shape.inner
+    norms = 2 * how.weight_bytes * d + (2 * size * d if shape.post_norms else 0)
+    norms += size * (shape.query_width + shape.kv_width) if shape.head_norms else 0
+    return _Kept(
+        norms=norms,
+        attention_input=size * d,
+        mlp_input=size * d,
+        result_input=0,
+        last_input=size * f,
+        mlp=2 * size * f,
+        low_rank=0,
+    )
+
+
+def _kept(shape: Shape, how: Arithmetic, row: Row) -> _Kept:
+    if compiles(shape, how, row):
+        return _kept_compiled(shape, how)
+    return _kept_again(shape, how) if computes_again(shape, how, row) else _kept_all(shape, how)
+
+
 def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
     """Bytes that autograd keeps of one layer for a row."""
-    kept = _kept_again(shape, how) if computes_again(shape, how, row) else _kept_all(shape, how)
+    kept = _kept(shape, how, row)
     # Two masks in float32 of what is dropped.
     dropped = 2 * _FLOAT * shape.width if shape.dropout else 0
     per_token = sum(kept) + dropped
-    b = shape.kv_width
+    # Keys and values that heads share are written out for each (see models.flex).
+    b = shape.query_width if compiles(shape, how, row) else shape.kv_width
     attention = _attention_per_query(shape, how) * row.queries + 2 * how.attention_bytes * b * row.keys
     return per_token * row.tokens + attention
 
