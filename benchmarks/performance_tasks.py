@@ -332,7 +332,13 @@ def _tried(asked: Namespace) -> Iterator[Task]:
 
 def _start(asked: Namespace) -> Iterator[Task]:
     def started(place: Workplace) -> Mapping[str, Any]:
-        found = [run_module("benchmarks.start", {"work": str(place.folder)}, place.folder) for _ in range(3)]
+        modules = ("benchmarks.start_alone", "benchmarks.start")
+        job = {"work": str(place.folder)}
+        # In turn; the first of each also reads the files from the disk.
+        found = [
+            {**run_module(modules[0], job, place.folder), **run_module(modules[1], job, place.folder)}
+            for _ in range(3)
+        ]
         return {name: median(run[name] for run in found) for name in found[0]}
 
     yield Task("start/tiny model", started)

@@ -7,6 +7,7 @@ and the memory allocator.
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trueward.cli.start import ALLOCATOR
 from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
 
-__all__ = ["ALLOCATORS", "run_module"]
+__all__ = ["ALLOCATORS", "age_s", "run_module"]
 
 ALLOCATORS: Mapping[str, Mapping[str, str]] = {
     "default": {},
@@ -57,3 +58,9 @@ def run_module(
         raise RunError(f"{module} failed: {last}")
     figures: dict[str, Any] = read_json(result)
     return figures
+
+
+def age_s() -> float:
+    """Seconds since this process started, as the kernel knows it."""
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / 100.0

@@ -6,23 +6,14 @@ The time counts from the start of the interpreter, as the kernel knows it.
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.process import age_s
 from trueward.core.files import write_json
 from trueward.data.chat import Completion, TokenGroup
 from trueward.models.tiny import tiny_model
 from trueward.trainers.settings import TrainSettings
 from trueward.trainers.sft import train_sft
-
-__all__ = ["age_s"]
-
-
-def age_s() -> float:
-    """Seconds since this process started."""
-    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    booted_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return booted_s - ticks / 100.0
 
 
 def main() -> None:
