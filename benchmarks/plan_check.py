@@ -32,13 +32,12 @@ from trueward.pipeline.command import command, resolve
 from trueward.pipeline.hardware import THIS_MACHINE, Device, device_named
 from trueward.pipeline.predict import predict
 
-__all__ = ["CASES", "Case", "main"]
+__all__ = ["CASES", "Case", "main", "write_docs"]
 
 TARGET = 0.15
 _GIB = 2**30
 _ROWS = 160
 _MODULE = "benchmarks.plan_check"
-_BEGIN, _END = "<!-- plan_check: begin -->", "<!-- plan_check: end -->"
 _QUICK = "{steps: 1, batch_size: 1, max_tokens_per_forward: 512}"
 _TARGETS = {
     "run": "trueward.pipeline.run:run",
@@ -264,20 +263,20 @@ def main() -> int:
             console.print(table(rows)[len(rows) + 1], markup=False)
     console.print("\n".join(table(rows)), markup=False)
     if asked.docs:
-        _write_docs(table(rows))
+        versions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
+        said = f"Written by `python -m benchmarks.plan_check --docs` on {date.today()} with {versions}"
+        write_docs("plan_check", f"{said}, one thread.", table(rows))
     return 0 if all(abs(row.error) <= TARGET for row in rows) else 1
 
 
-def _write_docs(lines: Sequence[str]) -> None:
-    """Put the table, with machine, versions and date, between the marks of docs/plan.md."""
+def write_docs(name: str, said: str, lines: Sequence[str]) -> None:
+    """Put a sentence and a table between the marks `<!-- NAME: begin -->` and `<!-- NAME: end -->` of
+    docs/plan.md."""
     page = Path(__file__).resolve().parents[1] / "docs" / "plan.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    versions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
-    said = (
-        f"Written by `python -m benchmarks.plan_check --docs` on {date.today()} with {versions}, one thread."
-    )
-    write_text(page, "\n".join([f"{before}{_BEGIN}", "", said, "", *lines, "", f"{_END}{after}"]))
+    begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    write_text(page, "\n".join([f"{before}{begin}", "", said, "", *lines, "", f"{end}{after}"]))
 
 
 if __name__ == "__main__":

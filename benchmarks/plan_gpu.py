@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from benchmarks.gpu import parse
 from benchmarks.gpu_work import METHODS, SIZES, Job, batches_of, tokenizer
+from benchmarks.plan_check import write_docs
 from benchmarks.results import Line, read_lines
-from trueward.core.files import write_text
 from trueward.data.chat import TokenGroup
 from trueward.models.packing import count_tokens
 from trueward.pipeline.command import resolve
@@ -30,10 +30,7 @@ from trueward.pipeline.predict_work import Work
 __all__ = ["Compared", "compare", "main", "shape"]
 
 TARGET = 0.15
-_ROOT = Path(__file__).resolve().parents[1]
-_LINES = _ROOT / "benchmarks" / "performance.json"
-_PAGE = _ROOT / "docs" / "plan.md"
-_BEGIN, _END = "<!-- plan_gpu: begin -->", "<!-- plan_gpu: end -->"
+_LINES = Path(__file__).with_name("performance.json")
 _ABSENT = ("process", "the SFT model it starts from", "reference")
 _GIB = 2**30
 
@@ -173,10 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = table(rows)
     print("\n".join(lines))
     if asked.docs:
-        before, _, rest = _PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-        _, _, after = rest.partition(_END)
-        said = "Written by `python -m benchmarks.plan_gpu --docs`."
-        write_text(_PAGE, "\n".join([f"{before}{_BEGIN}", "", said, "", *lines, "", f"{_END}{after}"]))
+        write_docs("plan_gpu", "Written by `python -m benchmarks.plan_gpu --docs`.", lines)
     return 0 if all(abs(row.error) <= TARGET for row in rows) else 1
 
 
