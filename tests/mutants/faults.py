@@ -379,8 +379,8 @@ FAULTS: tuple[Fault, ...] = (
         ("models/test_packing.py",),
         (
             "packing: first token predicted by itself",
-            "owners.append(start + prompt - 1)",
-            "owners.append(start + prompt)",
+            "prompt_ends.append(start + prompt - 1)",
+            "prompt_ends.append(start + prompt)",
         ),
         ("packing: tokens predict themselves", "predict_N = position_N - 1", "predict_N = position_N + 0"),
         ("packing: later completions start at 0", "bases.append(prompt)", "bases.append(0)"),

@@ -177,7 +177,7 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
     starts: list[int] = []
     bases: list[int] = []
     sizes: list[int] = []
-    owners: list[int] = []
+    prompt_ends: list[int] = []
     segments: list[Segment] = []
     at = 0
     # Pieces of the row: a prompt, or a completion with the prompt whose positions it continues.
@@ -186,14 +186,14 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
         starts.append(start)
         bases.append(0)
         sizes.append(prompt)
-        owners.append(-1)
+        prompt_ends.append(-1)
         at += prompt
         for number, completion in enumerate(group.completions):
             length = len(completion.ids)
             starts.append(at)
             bases.append(prompt)
             sizes.append(length)
-            owners.append(start + prompt - 1)
+            prompt_ends.append(start + prompt - 1)
             # The first completion stands right behind its prompt: together they are one plain causal segment.
             segments.append(
                 Segment(at, length, start, prompt) if number else Segment(start, prompt + length, 0, 0)
@@ -201,7 +201,7 @@ def _pack(groups: Sequence[TokenGroup], device: torch.device | str) -> Packed:
             at += length
         if not group.completions:
             segments.append(Segment(start, prompt, 0, 0))
-    return _laid_out(groups, segments, *map(np.array, (starts, bases, sizes, owners)), device=device)
+    return _laid_out(groups, segments, *map(np.array, (starts, bases, sizes, prompt_ends)), device=device)
 
 
 def _laid_out(
