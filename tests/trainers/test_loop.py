@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tests.trainers import toy
 from trueward.core.errors import DataError, RunError, StorageError
-from trueward.trainers.accumulate import accumulate
+from trueward.trainers.accumulate import LossSum, accumulate
 from trueward.trainers.loop import train
 from trueward.trainers.sampling import num_steps, sampler_of
 from trueward.trainers.settings import TrainSettings
@@ -35,6 +37,35 @@ def test_an_evaluation_is_logged_at_its_own_steps(tmp_path: Path) -> None:
     rows = toy.figures(tmp_path)
     assert [row["step"] for row in rows] == [3, 5, 6, 9, 10]
     assert [row["step"] for row in rows if "eval/loss" in row] == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_steps_train_looks_evaluate_and_the_model_is_left_evaluating(tmp_path: Path, fails: bool) -> None:
+    model, seen = toy.network(dropout=0.1), []
+
+    def mode() -> bool:
+        assert len({module.training for module in model.modules()}) == 1
+        return model.training
+
+    class Watched(toy.Regression):
+        def loss(self, model: nn.Module, items: Sequence[toy.Item]) -> LossSum:
+            seen.append(("step", mode()))
+            return super().loss(model, items)
+
+    def look(model: nn.Module) -> dict[str, float]:
+        seen.append(("look", mode()))
+        if fails and len(seen) > 4:
+            raise RunError("the judge is gone")
+        return {}
+
+    changes = {"evaluate": look, "eval_every": 2, "max_tokens_per_forward": 8, "steps": 4}
+    if fails:
+        with pytest.raises(RunError):
+            toy.run(tmp_path, model, objective=Watched(), **changes)
+    else:
+        toy.run(tmp_path, model, objective=Watched(), **changes)
+    assert seen == [("step", True), ("step", True), ("look", False)] * 2
+    assert not mode()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -7,7 +7,8 @@ same parts.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,7 +20,7 @@ from trueward.core.errors import DataError, RunError
 from trueward.core.hashing import canonical_json, hash_lines
 from trueward.core.metrics import MetricsLog
 from trueward.core.seed import derive_seed
-from trueward.models.inner import backbone_of, unwrap
+from trueward.models.inner import backbone_of, evaluating, unwrap
 from trueward.models.last_layer import last_layer
 from trueward.trainers.accumulate import ScheduledObjective, StepObjective
 from trueward.trainers.diagnosis import warnings_of
@@ -172,9 +173,7 @@ def train(
     state = _begin(trained, identity, resume=resume)
     if settings.activation_checkpointing:
         checkpoint_activations(model)
-    # Once: a walk through all modules takes the time of a layer on a GPU.
-    model.train()
-    with stop_on_signal() as stop, MetricsLog(folder, settings.track) as log:
+    with stop_on_signal() as stop, MetricsLog(folder, settings.track) as log, _training(model):
         while state.step < total and not stop:
             step_s = time.monotonic()
             batch = [items[i] for i in sampler.batch(state.step)]
@@ -186,9 +185,8 @@ def train(
             check_skips(state.skipped, settings.max_skips, folder)
             looked: Mapping[str, float] = {}
             if evaluate and _due(state.step, settings.eval_every, total):
-                model.eval()
-                looked = evaluate(model)
-                model.train()
+                with evaluating(model):
+                    looked = evaluate(model)
             state.last |= looked
             if looked or _due(state.step, settings.log_every, total):
                 log.log(state.last, step=state.step)
@@ -197,7 +195,6 @@ def train(
             if state.step % settings.save_every == 0:
                 _save(trained, identity, state, settings)
         _save(trained, identity, state, settings)
-    model.eval()
     return TrainResult(
         step=state.step,
         metrics_last=state.last,
@@ -207,6 +204,17 @@ def train(
         resumed_from=state.resumed_from,
         warnings=warnings_of(folder, settings),
     )
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Training mode for a whole run: set in every step, the walk through the modules takes the time of a
+    layer on a GPU."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def _begin(trained: Trained, identity: Mapping[str, object], *, resume: bool) -> _State:
