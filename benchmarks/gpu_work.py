@@ -32,6 +32,7 @@ __all__ = [
     "Measured",
     "Method",
     "batches_of",
+    "config_of",
     "conversations",
     "make_model",
     "matmul_flops_per_s",
@@ -150,23 +151,27 @@ def batches_of(job: Job, words: PreTrainedTokenizerFast) -> list[list[TokenGroup
     return [groups[start : start + each] for start in range(0, len(groups), each)]
 
 
-def make_model(job: Job, words: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """The model of a job on its device, float32, the same for the same seed; for `reward` under a score."""
-    size = SIZES[job.size]
-    config = LlamaConfig(
-        vocab_size=size.words,
-        hidden_size=size.width,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
+def config_of(size: str) -> LlamaConfig:
+    """Sizes of a model, by its name in `SIZES`."""
+    of = SIZES[size]
+    return LlamaConfig(
+        vocab_size=of.words,
+        hidden_size=of.width,
+        intermediate_size=of.inner,
+        num_hidden_layers=of.layers,
+        num_attention_heads=of.heads,
+        num_key_value_heads=of.kv_heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
         dtype="float32",
     )
+
+
+def make_model(job: Job, words: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The model of a job on its device, float32, the same for the same seed; for `reward` under a score."""
+    config = config_of(job.size)
+    config.bos_token_id, config.eos_token_id = words.bos_token_id, words.eos_token_id
+    config.pad_token_id = words.pad_token_id
     torch.manual_seed(job.seed)
     with torch.device(job.device):
         model: PreTrainedModel = LlamaForCausalLM(config)

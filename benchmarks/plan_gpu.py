@@ -15,7 +15,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.gpu import parse
-from benchmarks.gpu_work import METHODS, SIZES, Job, batches_of, tokenizer
+from benchmarks.gpu_work import METHODS, Job, batches_of, config_of, tokenizer
 from benchmarks.plan_check import write_docs
 from benchmarks.results import Line, read_lines
 from trueward.data.chat import TokenGroup
@@ -23,11 +23,11 @@ from trueward.models.packing import count_tokens
 from trueward.pipeline.command import resolve
 from trueward.pipeline.hardware import device_named
 from trueward.pipeline.predict_memory import Memory, predict_memory
-from trueward.pipeline.predict_shape import Shape, shape_of
+from trueward.pipeline.predict_shape import shape_of
 from trueward.pipeline.predict_time import predict_time
 from trueward.pipeline.predict_work import Work
 
-__all__ = ["Compared", "compare", "main", "shape"]
+__all__ = ["Compared", "compare", "main", "measured_lines"]
 
 TARGET = 0.15
 _LINES = Path(__file__).with_name("performance.json")
@@ -50,24 +50,6 @@ class Compared(NamedTuple):
     @property
     def error(self) -> float:
         return self.predicted / self.measured - 1
-
-
-def shape(size: str) -> Shape:
-    """Sizes of a model of the benchmark."""
-    of = SIZES[size]
-    return shape_of(
-        {
-            "model_type": "llama",
-            "vocab_size": of.words,
-            "hidden_size": of.width,
-            "intermediate_size": of.inner,
-            "num_hidden_layers": of.layers,
-            "num_attention_heads": of.heads,
-            "num_key_value_heads": of.kv_heads,
-            "max_position_embeddings": 2048,
-            "tie_word_embeddings": True,
-        }
-    )
 
 
 def _work(job: Job, groups: Sequence[TokenGroup]) -> Work:
@@ -118,10 +100,12 @@ def compare(line: Line) -> Compared:
         warmup=asked.warmup,
     )
     recipe = resolve("hh", [f"{method}.train={{precision: {job.precision}}}"])
-    device, works = device_named("h200"), [_work(job, groups) for groups in batches_of(job, tokenizer())]
-    predicted = max(_tensors(predict_memory(recipe, shape(size), work, device)) for work in works)
+    # `NVIDIA H200`, as torch names it.
+    device, shape = device_named(line.machine.split()[1].lower()), shape_of(config_of(size).to_dict())
+    works = [_work(job, groups) for groups in batches_of(job, tokenizer())]
+    predicted = max(_tensors(predict_memory(recipe, shape, work, device)) for work in works)
     tokens = max(int(work.step_tokens) for work in works)
-    times = [predict_time(recipe, shape(size), work, device) for work in works[job.warmup :]]
+    times = [predict_time(recipe, shape, work, device) for work in works[job.warmup :]]
     step_s = median(time.step_s + time.setup_s for time in times)
     on = (line.date[:10], line.machine)
     return Compared(line.name, *on, tokens, predicted, values["peak_gib"], step_s, values["step_s"])

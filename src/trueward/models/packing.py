@@ -19,7 +19,7 @@ from torch import Tensor
 from trueward.core.errors import DataError
 from trueward.data.chat import TokenGroup
 from trueward.models.attention import AttentionStep, Segment, build_plan
-from trueward.models.flex import build_flex_plan
+from trueward.models.flex import Ints, build_flex_plan
 
 __all__ = [
     "Kernel",
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-Ints = np.ndarray[tuple[int], np.dtype[np.int64]]
 Kernel = Literal["compiled", "flex", "buckets"]
 """Ways to compute a row: flex-attention inside compiled layers, flex-attention, and padded buckets of similar
 segments."""
