@@ -5,7 +5,6 @@ of an import.
 A user's error ends in one sentence and exit code 2; a refused gate exits with 1; an interrupted run with 130.
 """
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from trueward import __version__
 from trueward.core.errors import TruewardError
+from trueward.core.imports import import_at_rest
 
 __all__ = ["app", "main"]
 
@@ -52,7 +52,7 @@ def _call(target: str, *arguments: Any, **options: Any) -> Any:
     """Import `module:function` and call it."""
     module, _, function = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)(*arguments, **options)
+        return getattr(import_at_rest(module), function)(*arguments, **options)
     except KeyboardInterrupt as stop:
         typer.echo("trueward: interrupted; run the same command with --resume to go on", err=True)
         raise typer.Exit(INTERRUPTED) from stop

@@ -1,6 +1,5 @@
 """From a command line to a stage: find the recipe, apply overrides, plan or run, and the exit code."""
 
-import importlib
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -8,6 +7,7 @@ from transformers.utils import logging
 
 from trueward.charter import load_charter
 from trueward.core.config import apply_overrides, build
+from trueward.core.imports import import_at_rest
 from trueward.core.shipped import recipe_mapping
 from trueward.pipeline.advice import out_of_memory, ran_out
 from trueward.pipeline.operating_point import named_point
@@ -53,7 +53,7 @@ def command(target: str, recipe: str, overrides: Sequence[str], *, dry_run: bool
         return 0
     # The library's own bars, one for each file read or written, would tear ours apart.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped in transformers
-    function = getattr(importlib.import_module(module), name)
+    function = getattr(import_at_rest(module), name)
     console = Console(stderr=True)
     workspace = open_workspace(resolved, console=console, resume=resume)
     try:
