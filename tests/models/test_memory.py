@@ -2,6 +2,8 @@
 
 import gc
 import mmap
+import platform
+import re
 import sys
 from pathlib import Path
 
@@ -168,6 +170,35 @@ def test_pages_of_what_is_done_with_are_given_back() -> None:
     # Taken anew by the next step.
     made.gradient_of(done).fill_(5.0)
     assert bool((made.gradient_of(done) == 5).all())
+
+
+def populates() -> bool:
+    """Whether the kernel makes pages when asked (Linux, since 5.14)."""
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (
+        sys.platform.startswith("linux")
+        and release is not None
+        and tuple(map(int, release.groups())) >= (5, 14)
+    )
+
+
+@pytest.mark.skipif(not populates(), reason="asked of Linux since 5.14")
+def test_pages_are_there_before_they_are_written() -> None:
+    made, weight = TrainingMemory(), nn.Parameter(torch.zeros(8 << 20))
+    before = resident_bytes()
+    moment = zeros_apart(weight)
+    assert resident_bytes() - before == pytest.approx(32 << 20, rel=0.1)
+    room = made.gradient_of(weight)
+    assert resident_bytes() - before == pytest.approx(64 << 20, rel=0.1)
+    below = made.empty((8 << 20,), torch.float32, weight.device)
+    assert resident_bytes() - before == pytest.approx(96 << 20, rel=0.1)
+    assert not moment.any() and room.shape == weight.shape and below.shape == (8 << 20,)
+    del below, room
+    made.give_back()
+    assert resident_bytes() - before == pytest.approx(32 << 20, rel=0.1)
+    made.gradient_of(weight)
+    made.empty((8 << 20,), torch.float32, weight.device)
+    assert resident_bytes() - before == pytest.approx(96 << 20, rel=0.1), "and taken again"
 
 
 def test_without_addresses_to_reserve_the_heap_does_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -362,6 +362,8 @@ FAULTS: tuple[Fault, ...] = (
     *_in(
         "models/memory.py",
         ("models/test_memory.py",),
+        ("memory: pages made when written", "    take_pages(made)\n", ""),
+        ("stack: pages made when written", "if self._top > self._highest:", "if False:"),
         ("stack: blocks in use given again", "self._blocks[-1].buffer() is None", "self._blocks"),
         (
             "stack: an address used again taken for the same tensor",

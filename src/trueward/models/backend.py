@@ -14,11 +14,22 @@ from torch import Tensor, nn
 
 from trueward.core.errors import ModelError
 
-__all__ = ["choose_device", "forget_pages", "forget_range", "keep_freed_memory", "own_memory", "prepare_cpu"]
+__all__ = [
+    "choose_device",
+    "forget_pages",
+    "forget_range",
+    "keep_freed_memory",
+    "own_memory",
+    "prepare_cpu",
+    "take_pages",
+    "take_range",
+]
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
+# Of Linux's mman.h, since 5.14.
+_MADV_POPULATE_WRITE = 23
 
 
 def prepare_cpu() -> bool:
@@ -98,8 +109,28 @@ def forget_pages(tensor: Tensor) -> None:
 
 def forget_range(address: int, size: int) -> None:
     """`forget_pages` of `size` bytes of this process from `address`."""
+    if sys.platform.startswith("linux"):
+        _advise(address, size, mmap.MADV_DONTNEED)
+
+
+def take_pages(tensor: Tensor) -> None:
+    """Have the kernel make the pages of a tensor that is about to be written for the first time, or after
+    `forget_pages`. Pages that are made one by one as they are written take half as long again, and where two
+    threads write side by side three times as long: each waits for the other. Elsewhere than on Linux, and
+    before 5.14, nothing happens."""
+    if tensor.is_contiguous():
+        take_range(tensor.data_ptr(), tensor.nbytes)
+
+
+def take_range(address: int, size: int) -> None:
+    """`take_pages` of `size` bytes of this process from `address`."""
+    if sys.platform.startswith("linux"):
+        _advise(address, size, _MADV_POPULATE_WRITE)
+
+
+def _advise(address: int, size: int, advice: int) -> None:
+    """`madvise` for the whole pages of a range; what the kernel does not know, or cannot do, it leaves."""
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    if sys.platform.startswith("linux") and end > first:
-        madvise = ctypes.CDLL(None).madvise
-        madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED)
+    if end > first:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), advice)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trueward.models.backend import forget_pages, forget_range
+from trueward.models.backend import forget_range, take_pages, take_range
 
 __all__ = ["TrainingMemory", "current_memory", "zeros_apart"]
 
@@ -40,7 +40,9 @@ def zeros_apart(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     size = like.numel() * dtype.itemsize
     if like.device.type != "cpu" or size < _LEAST_APART or not sys.platform.startswith("linux"):
         return torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-    return torch.frombuffer(_pages(size), dtype=dtype).view(like.shape)
+    made = torch.frombuffer(_pages(size), dtype=dtype).view(like.shape)
+    take_pages(made)
+    return made
 
 
 def _pages(size: int) -> mmap.mmap:
@@ -86,7 +88,9 @@ class _Stack:
         buffer = (ctypes.c_char * size).from_buffer(self._region, start)
         self._blocks.append(_Block(start, ref(buffer)))
         self._top = start + -(-size // _LINE) * _LINE
-        self._highest = max(self._highest, self._top)
+        if self._top > self._highest:
+            take_range(self._first + self._highest, self._top - self._highest)
+            self._highest = self._top
         return torch.frombuffer(buffer, dtype=dtype)
 
 
@@ -128,9 +132,9 @@ class TrainingMemory:
         """
         if self._stack is not None:
             self._stack.give_back()
-        for weight, room in self._gradients.items():  # type: ignore[no-untyped-call]  # untyped in torch
-            if weight.grad is None and room.device.type == "cpu":
-                forget_pages(room)
+        for weight in list(self._gradients):
+            if weight.grad is None and weight.device.type == "cpu":
+                del self._gradients[weight]
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for a result that is kept for the backward."""
