@@ -360,9 +360,21 @@ FAULTS: tuple[Fault, ...] = (
         ("product: weight's gradient lost", "needs_weight or owner is not None:", "needs_weight:"),
     ),
     *_in(
+        "core/imports.py",
+        ("core/test_imports.py",),
+        ("imports: searched for garbage", "    gc.disable()\n", ""),
+        ("imports: searched later", "gc.freeze()", "pass"),
+        ("imports: never searched again", "        if collects:\n            gc.enable()\n", ""),
+    ),
+    *_in(
         "models/memory.py",
         ("models/test_memory.py",),
         ("memory: pages made when written", "    take_pages(made)\n", ""),
+        (
+            "memory: pages that were given back made when written",
+            "take_pages(self._given_back.pop())",
+            "self._given_back.pop()",
+        ),
         ("stack: pages made when written", "if self._top > self._highest:", "if False:"),
         ("stack: blocks in use given again", "self._blocks[-1].buffer() is None", "self._blocks"),
         (

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from trueward.models.backend import forget_range, take_pages, take_range
+from trueward.models.backend import forget_pages, forget_range, take_pages, take_range
 
 __all__ = ["TrainingMemory", "current_memory", "zeros_apart"]
 
@@ -102,6 +102,8 @@ class TrainingMemory:
 
     def __init__(self) -> None:
         self._gradients: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        # Rooms without pages: the next step will fill them all.
+        self._given_back: list[Tensor] = []
         self._stack: _Stack | None = None
         if sys.platform.startswith("linux"):
             try:
@@ -121,6 +123,8 @@ class TrainingMemory:
 
     def gradient_of(self, weight: nn.Parameter) -> Tensor:
         """Room for the gradient of a weight, holding anything: one for each, made when first asked for."""
+        while self._given_back:
+            take_pages(self._given_back.pop())
         room: Tensor | None = self._gradients.get(weight)  # type: ignore[no-untyped-call]  # untyped in torch
         if room is None:
             room = self._gradients[weight] = zeros_apart(weight.detach())
@@ -132,9 +136,13 @@ class TrainingMemory:
         """
         if self._stack is not None:
             self._stack.give_back()
-        for weight in list(self._gradients):
-            if weight.grad is None and weight.device.type == "cpu":
-                del self._gradients[weight]
+        self._given_back = [
+            room
+            for weight, room in self._gradients.items()  # type: ignore[no-untyped-call]  # untyped in torch
+            if weight.grad is None and room.device.type == "cpu"
+        ]
+        for room in self._given_back:
+            forget_pages(room)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for a result that is kept for the backward."""
