@@ -305,7 +305,7 @@ def _decoding_weights(job: TriedJob) -> Figures:
         if not onednn.available(plain[0].dtype):
             figures[laid_name] = float("nan")
             continue
-        laid = [(w.shape[1], onednn.packed(w)) for w in plain]
+        laid = [(w.shape[1], onednn.copied(w)) for w in plain]
         figures[laid_name] = _least_s(
             lambda laid=laid, inputs=inputs: [onednn.product(inputs[width], w, None) for width, w in laid], 5
         )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trueward.models import head, relaid_joint
+from trueward.models import head
 from trueward.pipeline import predict_memory
 from trueward.rollouts import cache, local
 
@@ -18,7 +18,6 @@ from trueward.rollouts import cache, local
         (local, "_LOGITS_ELEMENTS_GPU"),
         (local, "_LAY_STEPS"),
         (cache, "_ROOM"),
-        (relaid_joint, "_MOST_BYTES"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2],
 )

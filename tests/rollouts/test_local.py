@@ -187,7 +187,8 @@ def test_mapped_weights_decode_as_they_lie_and_are_counted(tmp_path: Path) -> No
 
 
 def test_prompts_run_before_the_weights_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama", 1)
+    # Its weights are as large in the other order.
+    model = tiny_model("llama", 1, vocab_size=320, width=128, scale=2.0)
     # Whether its steps can be lean is tried first, by steps.
     with torch.no_grad():
         SharedDecoder(model, [[3, 4]], [0])
@@ -201,15 +202,18 @@ def test_prompts_run_before_the_weights_are_laid_out(monkeypatch: pytest.MonkeyP
             return result
 
         monkeypatch.setattr(SharedDecoder, name, watched)
-    # Keys of one prompt at a time: the second prompt comes while the weights lie in the other order.
-    engine = LocalEngine(model, [2], kv_bytes=1)
-    drawn = engine.generate([[3, 4], [5, 6]], num_completions=1, max_new_tokens=16, temperature=1.0, seed=0)
+    # Keys of one prompt's two rows at a time: the second prompt comes while weights lie in the other order.
+    row_bytes = (2 + 16) * 2 * 2 * 64 * 4
+    engine = LocalEngine(model, [2], kv_bytes=2 * row_bytes)
+    drawn = engine.generate([[3, 4], [5, 6]], num_completions=2, max_new_tokens=16, temperature=1.0, seed=0)
     assert seen[0] == ("start", False) and ("start", True) in seen
     assert {laid for name, laid in seen if name == "step"} == {True}
     assert model.lm_head.weight.numel() > 0
-    few = LocalEngine(model, [2]).generate(
-        [[3, 4]], num_completions=1, max_new_tokens=15, temperature=1.0, seed=0
-    )
-    assert seen[-1] == ("step", False)
-    # The order of the weights changes sums by rounding only.
-    assert few[0].ids[:8] == drawn[0].ids[:8]
+    # Too few steps; and a row alone, which the usual order serves faster.
+    for rows, steps in ((2, 15), (1, 16)):
+        few = LocalEngine(model, [2]).generate(
+            [[3, 4]], num_completions=rows, max_new_tokens=steps, temperature=1.0, seed=0
+        )
+        assert seen[-1] == ("step", False)
+        # The order of the weights changes sums by rounding only.
+        assert few[0].ids[:8] == drawn[0].ids[:8]

@@ -2,11 +2,10 @@
 trains.
 
 A product of a few rows waits for the weights, and a library that gets them row by row copies them into its
-own order first, at every call. `laid_out` does it once for all products within. While a weight lies in the
-other order the pages of its own storage are given back, and are filled again at the end, bit by bit as they
-were. So it is with a head that is the embedding table too (see relaid_table), and with layers
-that read the same rows and become one product (see relaid_joint); a weight that other modules share is kept
-twice, and one that is mapped from a file (see `backend.own_memory`) stays as it is.
+own order first, at every call. `laid_out` does it once for all products within: each weight is moved into the
+other order where it lies, and back at the end, bit by bit as it was. So it is with a head that is the
+embedding table too (see relaid_table). A weight that other modules share is kept twice; one that is mapped
+from a file (see `backend.own_memory`) stays as it is, as does one that is larger in the other order.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,35 +15,43 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from trueward.models import onednn
-from trueward.models.backend import forget_pages, forget_range
-from trueward.models.relaid_joint import lay_siblings
 from trueward.models.relaid_table import LaidTable, takes_table
 
 __all__ = ["laid_out"]
 
 
-def _lay(module: nn.Linear, *, shared: bool) -> Callable[[], None]:
-    """Returns what puts the weight back. A shared one is kept beside."""
-    dense = module.weight.data
-    packed = onednn.packed(dense)
-    if not shared:
-        # The parameter has no elements meanwhile, so that who reads it fails instead of reading nothing.
-        module.weight.data = dense.new_empty(0)
-        forget_pages(dense)
+def _multiply(module: nn.Linear, laid: Tensor) -> None:
     bias = module.bias
 
     def forward(rows: Tensor) -> Tensor:
-        return onednn.product(rows, packed, bias)
-
-    def put_back() -> None:
-        if not shared:
-            dense.copy_(packed.to_dense())
-            # Freed, but kept by the allocator: weights that come back would lie beside all of these.
-            forget_range(*onednn.bounds(packed))
-            module.weight.data = dense
-        del module.forward
+        return onednn.product(rows, laid, bias)
 
     module.forward = forward  # type: ignore[method-assign, assignment]  # of this one, meanwhile
+
+
+def _move(module: nn.Linear) -> Callable[[], None]:
+    """Returns what moves the weight back."""
+    dense = module.weight.data
+    laid = onednn.moved(dense)
+    # The parameter has no elements meanwhile, so that who reads it fails instead of reading another order.
+    module.weight.data = dense.new_empty(0)
+    _multiply(module, laid)
+
+    def put_back() -> None:
+        onednn.move_back(dense, laid)
+        module.weight.data = dense
+        del module.forward
+
+    return put_back
+
+
+def _copy(module: nn.Linear) -> Callable[[], None]:
+    """The same with a copy beside the weight, which others read."""
+    _multiply(module, onednn.copied(module.weight.data))
+
+    def put_back() -> None:
+        del module.forward
+
     return put_back
 
 
@@ -73,16 +80,7 @@ def laid_out(model: nn.Module) -> Iterator[int]:
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             readers.setdefault(id(parameter), []).append(module)
-
-    def alone(module: nn.Module) -> TypeGuard[nn.Linear]:
-        """Whether nothing but this layer needs its weight in the usual order."""
-        if not _takes(module) or len(readers[id(module.weight)]) > 1:
-            return False
-        return module.weight.untyped_storage().resizable() and onednn.works(module.weight.data)
-
     try:
-        for put_back in lay_siblings(model, alone):
-            laid.append(put_back)
         for module in model.modules():
             if not _takes(module):
                 continue
@@ -94,8 +92,10 @@ def laid_out(model: nn.Module) -> Iterator[int]:
                 laid.append(LaidTable(module, table).put_back)
             elif not onednn.works(weight.data):
                 continue
-            elif shared or own:
-                laid.append(_lay(module, shared=shared))
+            elif shared:
+                laid.append(_copy(module))
+            elif own:
+                laid.append(_move(module))
             else:
                 mapped += 1
         yield mapped

@@ -1,20 +1,21 @@
 """A vocabulary that is embedding table and head at once, in the order that the head's products read fastest.
 
 Both modules read it in blocks of words, so that it is there once: the head multiplies block by block, and the
-embeddings take their few words out of the blocks these lie in. Not here: which models this is for (see
-relaid).
+embeddings take their few words from where these lie. A last block that would be larger in the other order
+stays as it is. Not here: which models this is for (see relaid).
 Axes: N tokens, V vocabulary, D width.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from trueward.models import onednn
-from trueward.models.backend import forget_pages, forget_range
 
 __all__ = ["LaidTable", "takes_table"]
 
-_BLOCK_WORDS = 2048
+# A multiple of every width that the order comes in (64, 48).
+_BLOCK_WORDS = 3072
 
 
 class LaidTable:
@@ -23,13 +24,15 @@ class LaidTable:
     def __init__(self, head: nn.Linear, embeddings: nn.Embedding) -> None:
         self._head, self._embeddings = head, embeddings
         self._dense_VD = head.weight.data
-        self._blocks: list[Tensor] = []
+        self._dense = torch.split(self._dense_VD, _BLOCK_WORDS)
+        # Of the blocks that are moved: these come first.
+        self._laid: list[Tensor] = []
         self._places = _places(self._dense_VD)
         try:
-            for block_BD in torch.split(self._dense_VD, _BLOCK_WORDS):
-                self._blocks.append(onednn.packed(block_BD))
-                # Block by block, or the table would be there twice for a moment.
-                forget_pages(block_BD)
+            for block_BD in self._dense:
+                if not onednn.works(block_BD):
+                    break
+                self._laid.append(onednn.moved(block_BD))
         except BaseException:
             self._refill()
             raise
@@ -39,7 +42,8 @@ class LaidTable:
         embeddings.forward = self._rows  # type: ignore[method-assign, assignment]  # of this one, meanwhile
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:
-        parts = [onednn.product(hidden_ND, block, None) for block in self._blocks]
+        parts = [onednn.product(hidden_ND, block, None) for block in self._laid]
+        parts += [linear(hidden_ND, block_BD) for block_BD in self._dense[len(self._laid) :]]
         logits_NV = torch.cat(parts, dim=-1)
         return logits_NV if self._head.bias is None else logits_NV + self._head.bias
 
@@ -49,17 +53,17 @@ class LaidTable:
         block_N = flat_N // _BLOCK_WORDS
         for block in torch.unique(block_N).tolist():
             at_n = (block_N == block).nonzero().squeeze(1)
-            laid = self._blocks[block]
-            words_O, columns_D = self._places[laid.shape]
-            places_nD = words_O[flat_N[at_n] - block * _BLOCK_WORDS].unsqueeze(1) + columns_D
-            rows_ND[at_n] = onednn.elements(laid, rows_ND.dtype)[places_nD]
+            block_BD, words_n = self._dense[block], flat_N[at_n] - block * _BLOCK_WORDS
+            if block < len(self._laid):
+                words_O, columns_D = self._places[block_BD.shape]
+                rows_ND[at_n] = block_BD.flatten()[words_O[words_n].unsqueeze(1) + columns_D]
+            else:
+                rows_ND[at_n] = block_BD[words_n]
         return rows_ND.view(*ids.shape, -1)
 
     def _refill(self) -> None:
-        for rows_BD, block in zip(torch.split(self._dense_VD, _BLOCK_WORDS), self._blocks, strict=False):
-            rows_BD.copy_(block.to_dense())
-            # Freed, but kept by the allocator: weights that come back would lie beside all of these.
-            forget_range(*onednn.bounds(block))
+        for block_BD, laid in zip(self._dense, self._laid, strict=False):
+            onednn.move_back(block_BD, laid)
 
     def put_back(self) -> None:
         """The weight, bit by bit, where it was."""
@@ -69,10 +73,13 @@ class LaidTable:
 
 
 def _places(dense_VD: Tensor) -> dict[torch.Size, tuple[Tensor, Tensor]]:
-    """Where words and columns lie in blocks of each shape, if all can be laid out and read; empty if not."""
+    """Where words and columns lie in moved blocks of each shape; empty if none is moved, or one that is
+    cannot be read."""
     found = {}
     for block_BD in {block.shape: block for block in torch.split(dense_VD, _BLOCK_WORDS)}.values():
-        places = onednn.places(block_BD) if onednn.works(block_BD) else None
+        if not onednn.works(block_BD):
+            break
+        places = onednn.places(block_BD)
         if places is None:
             return {}
         found[block_BD.shape] = places
@@ -80,8 +87,8 @@ def _places(dense_VD: Tensor) -> dict[torch.Size, tuple[Tensor, Tensor]]:
 
 
 def takes_table(head: nn.Linear, readers: list[nn.Module]) -> nn.Embedding | None:
-    """The plain embedding table that is the head's weight too, if nothing else reads it and every block of it
-    can be laid out."""
+    """The plain embedding table that is the head's weight too, if nothing else reads it and it can be laid
+    out in blocks."""
     others = [module for module in readers if module is not head]
     if len(others) != 1 or type(others[0]) is not nn.Embedding or "forward" in vars(others[0]):
         return None

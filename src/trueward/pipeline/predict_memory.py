@@ -40,7 +40,7 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _CHUNK_ELEMENTS, _CHUNK_BYTES_GPU = 1 << 24, 1 << 29
 # rollouts.local: bounds of one part of the drawing, and from how many steps on weights are laid out;
 # rollouts.cache: slots that are made at a time.
-_KV_BYTES, _KV_SHARE_GPU, _LAY_STEPS, _ROOM, _MOST_BYTES = 1 << 30, 0.125, 16, 32, 1 << 24
+_KV_BYTES, _KV_SHARE_GPU, _LAY_STEPS, _ROOM = 1 << 30, 0.125, 16, 32
 _LOGITS_ELEMENTS, _LOGITS_ELEMENTS_GPU = 1 << 25, 1 << 28
 # rollouts.sampling.draw: logits, their log-softmax and its exponential in float32, cumulative sum in float64.
 _DRAW_BYTES = 4 + 4 + 4 + 8
@@ -354,7 +354,7 @@ class _Stage:
         rows = max(1.0, min(work.rows, logits_bound / shape.vocab_size, cache_bound / whole))
         # While the slots of a layer grow, its old ones are still there.
         cache = per_token * rows * (prompt / work.completions + capacity) * (1 + 1 / shape.num_layers)
-        laid = not gpu and work.new_tokens >= _LAY_STEPS
+        laid = not gpu and work.new_tokens >= _LAY_STEPS and rows > 1
         logits = rows * shape.vocab_size * _DRAW_BYTES
         prefill = Row(rows * prompt / work.completions, 0, 0, 0, 0, 0)
         extra = _FLOAT * self.roles.trained / self.shards if self.roles.kept_policies > 1 else 0.0
@@ -370,11 +370,10 @@ class _Stage:
         return Moment("drawing completions", _parts(parts))
 
     def _laying(self) -> float:
-        """What is there besides while weights are laid out for few rows: one weight again, or twice what
-        becomes one product (see models.relaid). A table that is the embeddings too goes block by block.
+        """What is there besides while weights are laid out for few rows (see models.relaid): a weight.
+        A table that is the embeddings too goes block by block.
         """
-        one = self.roles.how.weight_bytes * self.shape.inner * self.shape.width
-        return 4.0 * one if 2 * one <= _MOST_BYTES else float(one)
+        return float(self.roles.how.weight_bytes * self.shape.inner * self.shape.width)
 
 
 def predict_memory(recipe: Recipe, shape: Shape, work: Work, device: Device) -> Memory:
