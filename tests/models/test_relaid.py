@@ -1,6 +1,7 @@
 """Weights in another order: the same products meanwhile, the same bits and storage afterwards."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -89,6 +90,33 @@ def test_weights_come_back_after_an_error_and_train_on() -> None:
         assert torch.equal(got, expected), name
     # The storage is the same one: who held a view of the weight sees what was trained.
     assert torch.equal(alias, model.model.layers[0].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("call", ["moved", "move_back"])
+def test_ctrl_c_leaves_no_weight_in_the_other_order(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, call: str
+) -> None:
+    model = model_of(kind, 1)
+    with laid_out(model):
+        pass
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    work = getattr(onednn, call)
+    calls: list[int] = []
+
+    def interrupted(*arguments: torch.Tensor) -> object:
+        result: object = work(*arguments)
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(onednn, call, interrupted)
+    with pytest.raises(KeyboardInterrupt), laid_out(model):
+        pass
+    assert len(calls) >= 3 and lying_otherwise(model) == 0
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_adapters_go_on_working() -> None:

@@ -245,6 +245,23 @@ FAULTS: tuple[Fault, ...] = (
         ("models/test_relaid.py",),
         ("relaid: not put back", "onednn.move_back(dense, laid)", "pass"),
         ("relaid: a weight that others read is moved", "elif shared:", "elif False:"),
+        (
+            "relaid: interrupted while moved",
+            "with uninterrupted():\n                if table",
+            "if True:\n                if table",
+        ),
+        (
+            "relaid: interrupted on the way back",
+            "with uninterrupted():\n            while laid",
+            "if True:\n            while laid",
+        ),
+    ),
+    *_in(
+        "core/signals.py",
+        ("core/test_signals.py",),
+        ("signals: lost", "handled.callback(signal.raise_signal, each)", "pass"),
+        ("signals: the other way round", "in reversed(came)", "in came"),
+        ("signals: handlers stay", "signal.signal(number, handler)", "pass"),
     ),
     *_in(
         "models/bfloat16.py",

@@ -14,6 +14,7 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from trueward.core.signals import uninterrupted
 from trueward.models import onednn
 from trueward.models.relaid_table import LaidTable, takes_table
 
@@ -88,17 +89,20 @@ def laid_out(model: nn.Module) -> Iterator[int]:
             shared = len(readers[id(weight)]) > 1
             own = weight.untyped_storage().resizable()
             table = takes_table(module, readers[id(weight)]) if shared and own else None
-            if table is not None:
-                laid.append(LaidTable(module, table).put_back)
-            elif not onednn.works(weight.data):
-                continue
-            elif shared:
-                laid.append(_copy(module))
-            elif own:
-                laid.append(_move(module))
-            else:
-                mapped += 1
+            # A weight left in the other order would be wrong, and nobody would see it.
+            with uninterrupted():
+                if table is not None:
+                    laid.append(LaidTable(module, table).put_back)
+                elif not onednn.works(weight.data):
+                    continue
+                elif shared:
+                    laid.append(_copy(module))
+                elif own:
+                    laid.append(_move(module))
+                else:
+                    mapped += 1
         yield mapped
     finally:
-        while laid:
-            laid.pop()()
+        with uninterrupted():
+            while laid:
+                laid.pop()()
