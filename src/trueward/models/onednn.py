@@ -35,6 +35,10 @@ _TRIED: dict[tuple[torch.Size, torch.dtype], bool] = {}
 _PLACES: dict[tuple[torch.Size, torch.dtype], tuple[Tensor, Tensor] | None] = {}
 # Numbers up to this, and one more, are exact in every precision here.
 _DIGIT = 128
+# How Python hands over an address. With a signature of its own: `ctypes.pythonapi` is everybody's.
+_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 
 
 @cache
@@ -115,10 +119,8 @@ def _within(weight: Tensor, laid: Tensor) -> Tensor:
     )
     if failed:
         raise RuntimeError(f"torch made no tensor of a weight's memory (error {failed})")
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     # The tensor takes the handle over, and frees it.
-    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(handle, None, None))
+    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(handle, None, None))
 
 
 def product(rows: Tensor, laid: Tensor, bias: Tensor | None) -> Tensor:

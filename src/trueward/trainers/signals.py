@@ -2,10 +2,11 @@
 once."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from trueward.core.signals import signals_to
 
 __all__ = ["StopRequest", "stop_on_signal"]
 
@@ -27,20 +28,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a `StopRequest` for the length of the block, then restore the old
-    handlers.
+    """Turn SIGINT and SIGTERM into a `StopRequest` for the length of the block (see `signals_to`).
 
-    Outside the main thread Python takes no handlers; there the request never comes and the caller's own
-    holds.
+    Outside the main thread the request never comes.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+    with signals_to(request._receive):
         yield request
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, request._receive) for number in numbers]
-    try:
-        yield request
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
