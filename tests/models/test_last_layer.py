@@ -126,8 +126,10 @@ def test_layers_that_are_computed_again_have_the_same_gradients(kind: Kind) -> N
         hidden_states(each, packed, packed.last_S).sum().backward()
     for one, other, expected in zip(model.parameters(), ours.parameters(), plain.parameters(), strict=True):
         if expected.grad is not None:
-            torch.testing.assert_close(one.grad, expected.grad, atol=1e-6, rtol=1e-4)
-            torch.testing.assert_close(other.grad, expected.grad, atol=1e-6, rtol=1e-4)
+            # Norms of layers that are computed again sum in another order.
+            rounding = 1e-6 * max(1.0, float(expected.grad.abs().max()))
+            torch.testing.assert_close(one.grad, expected.grad, atol=rounding, rtol=1e-4)
+            torch.testing.assert_close(other.grad, expected.grad, atol=rounding, rtol=1e-4)
 
 
 def test_a_last_layer_that_is_computed_again_is_computed_whole() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trueward.data.chat import Completion, TokenGroup
-from trueward.models import activations
+from trueward.models import activations, blockwise
 from trueward.models.attention import Plan
 from trueward.models.lora import LoraSettings, apply_lora
 from trueward.models.packing import Packed, pack
@@ -102,5 +102,7 @@ def test_parameters_are_counted_from_the_configuration(kind: Kind) -> None:
     assert shape.adapter_parameters(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def test_both_sides_begin_to_compute_again_at_the_same_size() -> None:
+def test_constants_are_those_of_the_engine() -> None:
     assert predict_activations.LEAST_ELEMENTS == activations._LEAST_ELEMENTS
+    assert predict_activations.BLOCK_QUERIES == blockwise._BLOCK
+    assert predict_activations.BLOCK_SCORES == blockwise._SCORES

@@ -28,6 +28,8 @@ __all__ = ["few_activations"]
 # Elements of the hidden states of all layers from which memory matters more than the calls that save it.
 _LEAST_ELEMENTS = 1 << 18
 _GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+_Forward = Callable[[Tensor], Tensor]
+
 # Whether an MLP computes down(act(gate(x)) * up(x)): tried once.
 _TRIED: MutableMapping[nn.Module, bool] = WeakKeyDictionary()
 
@@ -68,20 +70,26 @@ def _gated(module: nn.Module, states: Tensor, *, keep: bool = False) -> Tensor:
     return result
 
 
-def _forwards(backbone: PreTrainedModel) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """Modules of the backbone, each with the forward that keeps less."""
+def _forwards(backbone: PreTrainedModel, *, all_of_them: bool) -> Iterator[tuple[nn.Module, _Forward]]:
+    """Modules of the backbone, each with the forward that takes its place.
+
+    Args:
+        all_of_them: also those that only keep less; without, those that compute in another order too.
+    """
     for layer in _layers(backbone):
         within_gated: set[nn.Module] = set()
         kept: set[nn.Module] = set()
         for module in layer.modules():
             if "forward" in module.__dict__ or module in within_gated:
                 continue
-            if _is_gated(module):
+            if is_rms_norm(module):
+                yield module, partial(_norm, module, _module_again(module))
+            elif not all_of_them:
+                continue
+            elif _is_gated(module):
                 within_gated.add(module.get_submodule("act_fn"))
                 kept |= {module.get_submodule("gate_proj"), module.get_submodule("up_proj")}
                 yield module, partial(_gated, module)
-            elif is_rms_norm(module):
-                yield module, partial(_norm, module, _module_again(module))
             elif _is_norm(module) or _is_activation(module):
                 yield module, _module_again(module)
             elif type(module) is nn.Linear:
@@ -109,20 +117,21 @@ def _layers(backbone: PreTrainedModel) -> Iterator[nn.Module]:
 @contextmanager
 def few_activations(backbone: PreTrainedModel, num_tokens: int) -> Iterator[None]:
     """Within, a forward of the backbone keeps half of what its backward would need. On a processor only,
-    where it was measured. Forwards without gradient, and those too small to matter, stay as they are.
-
+    where it was measured. Those too small to matter keep what they want; with a gradient or without, and
+    however small, norms are computed in one way, so that policy and reference of one weight score alike.
     The backward may run after the end of it.
 
     Args:
         num_tokens: tokens of the forward.
     """
     config = backbone.config.get_text_config()
-    elements = num_tokens * config.hidden_size * config.num_hidden_layers
-    if not torch.is_grad_enabled() or backbone.device.type != "cpu" or elements < _LEAST_ELEMENTS:
+    if backbone.device.type != "cpu":
         yield
         return
-    replaced = list(_forwards(backbone))
-    memory = current_memory()
+    elements = num_tokens * config.hidden_size * config.num_hidden_layers
+    fewer = torch.is_grad_enabled() and elements >= _LEAST_ELEMENTS
+    replaced = list(_forwards(backbone, all_of_them=fewer))
+    memory = current_memory() if fewer else None
     for module, forward in replaced:
         module.forward = forward
     try:

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trueward.core.errors import ModelError
+from trueward.models.blockwise import Reach, attend, takes
 from trueward.models.memory import current_memory
 
 __all__ = [
@@ -66,6 +67,7 @@ class Bucket(NamedTuple):
     prefix_n1: Tensor
     last_n1: Tensor
     shared: bool
+    reach: Reach
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,13 +141,41 @@ class Plan:
         dropout: float,
         window: int | None,
     ) -> Tensor:
-        n = self.buckets[index].num_segments
+        bucket = self.buckets[index]
         q, k, v = (
-            torch.unflatten(slots, 0, (n, -1)).transpose(1, 2) for slots in (q_slots, k_slots, v_slots)
+            torch.unflatten(slots, 0, (bucket.num_segments, -1)) for slots in (q_slots, k_slots, v_slots)
         )
+        if takes(q, v, dropout=dropout):
+            rows = self._blockwise(index, q, k, v, scaling=scaling, window=window)
+        else:
+            rows = self._fused(index, q, k, v, scaling=scaling, dropout=dropout, window=window)
+        return rows.flatten(0, 1)
+
+    def _blockwise(
+        self, index: int, q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None
+    ) -> Tensor:
+        reach, mask = self.buckets[index].reach, None
+        if window is not None and window < self.buckets[index].num_keys:
+            # A window hides keys before those that come later.
+            reach = reach._replace(least=-self.buckets[index].num_queries)
+        if reach.least != reach.most:
+            mask = self.mask(index, window, torch.promote_types(q.dtype, torch.float32))
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(q, k, v, scale=scale, reach=reach, mask=mask)
+
+    def _fused(
+        self,
+        index: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
         # On a processor bfloat16 buys nothing here: forward and backward take 1.2 to 2 times as long as in
         # float32, whose probabilities are not rounded. (Under autocast rotated queries and keys are float32.)
-        # Also without a gradient, so that policy and reference of one weight score alike.
         wide = v.dtype == torch.bfloat16 and v.device.type == "cpu"
         dtype = v.dtype
         if wide:
@@ -153,16 +183,16 @@ class Plan:
         mask = self.mask(index, window, q.dtype)
         with torch.autocast("cpu", enabled=False) if wide else nullcontext():
             attended = scaled_dot_product_attention(
-                q,
-                k,
-                v,
+                q.transpose(1, 2),
+                k.transpose(1, 2),
+                v.transpose(1, 2),
                 attn_mask=mask,
                 dropout_p=dropout,
                 is_causal=mask is None,
                 scale=scaling,
-                enable_gqa=q.shape[1] != k.shape[1],
+                enable_gqa=q.shape[2] != k.shape[2],
             )
-        rows = attended.transpose(1, 2).flatten(0, 1)
+        rows = attended.transpose(1, 2)
         return rows.to(dtype) if wide else rows
 
     def mask(self, index: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
@@ -319,6 +349,7 @@ def build_plan(segments: Sequence[Segment], *, num_tokens: int, device: torch.de
                 torch.tensor([[s.prefix_length] for s in parts], device=device),
                 torch.tensor([[s.length - 1] for s in parts], device=device),
                 shared,
+                Reach(min(s.prefix_length for s in parts), max(s.prefix_length for s in parts)),
             )
         )
 

@@ -96,7 +96,8 @@ def is_rms_norm(module: nn.Module) -> bool:
     weight, epsilon = getattr(module, "weight", None), _epsilon(module)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or epsilon is None:
         return False
-    if weight.dtype not in (torch.float32, torch.float64) or not type(module).__name__.endswith("RMSNorm"):
+    # In float64 transformers' norms compute in float32: they are left what they are.
+    if weight.dtype != torch.float32 or not type(module).__name__.endswith("RMSNorm"):
         return False
     if module not in _TRIED:
         with torch.no_grad():

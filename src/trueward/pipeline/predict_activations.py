@@ -12,6 +12,8 @@ from typing import NamedTuple
 from trueward.pipeline.predict_shape import Shape
 
 __all__ = [
+    "BLOCK_QUERIES",
+    "BLOCK_SCORES",
     "SLOT_WASTE",
     "Arithmetic",
     "Row",
@@ -35,6 +37,8 @@ SLOT_WASTE = 1.1
 LEAST_ELEMENTS = 1 << 18
 # From so many tokens of a row a GPU computes its layers compiled (models.compiled, whose constant this is).
 LEAST_TOKENS = 1024
+# Queries and scores of a block of attention, at most (models.blockwise, whose constants these are).
+BLOCK_QUERIES, BLOCK_SCORES = 96, 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +46,8 @@ class Arithmetic:
     """How a stage computes.
 
     weight_bytes: of a weight that is not trained, 4 or 2. autocast: matrix products in bfloat16.
-    lora: rank of the adapters; 0 trains every weight (in float32). gpu: attention follows the products'
-    precision; on a processor its training is float32 throughout (see models.attention). checkpointing: whole
-    layers are computed again.
+    lora: rank of the adapters; 0 trains every weight (in float32). gpu: attention is flex-attention; a
+    processor computes it by blocks (see models.blockwise). checkpointing: whole layers are computed again.
     """
 
     weight_bytes: int
@@ -57,11 +60,6 @@ class Arithmetic:
     def compute_bytes(self) -> int:
         """Of what matrix products give."""
         return _HALF if self.autocast or self.weight_bytes == _HALF else _FLOAT
-
-    @property
-    def attention_bytes(self) -> int:
-        """Of queries, keys, values and results that attention keeps."""
-        return self.compute_bytes if self.gpu else _FLOAT
 
     @property
     def full(self) -> bool:
@@ -115,9 +113,17 @@ def _input(width: int, how: Arithmetic, *, consumers: int, low: bool) -> int:
     return _FLOAT * width * (consumers if how.weight_bytes == _HALF else 1)
 
 
-def _attention_per_query(shape: Shape, how: Arithmetic) -> float:
-    """Kept per query slot by attention itself: q, its result, log-sum-exp."""
-    return 2 * how.attention_bytes * shape.query_width + _FLOAT * shape.num_heads
+def _attention(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Kept by attention itself: queries, keys and values; where it is torch's, the result and log-sum-exp."""
+    a, b = shape.query_width, shape.kv_width
+    if how.gpu or shape.dropout:
+        size = how.compute_bytes if how.gpu else _FLOAT
+        # Keys and values that heads share are written out for each (see models.flex).
+        keys = a if compiles(shape, how, row) else b
+        return (2 * size * a + _FLOAT * shape.num_heads) * row.queries + 2 * size * keys * row.keys
+    # What is rotated has the precision of the stream.
+    size = how.weight_bytes if shape.gated else how.compute_bytes
+    return size * a * row.queries + (size + how.compute_bytes) * b * row.keys
 
 
 class _Kept(NamedTuple):
@@ -168,7 +174,10 @@ def _kept_all(shape: Shape, how: Arithmetic) -> _Kept:
     """Where autograd keeps what it wants."""
     low = how.compute_bytes == _HALF
     d, a, b, f = shape.width, shape.query_width, shape.kv_width, shape.inner
-    if shape.gated:
+    if shape.gated and not shape.post_norms and how.weight_bytes == _FLOAT:
+        # Norms in few passes (models.norms) keep what they read.
+        norms = 2 * _FLOAT * d + (how.compute_bytes * (a + b) if shape.head_norms else 0)
+    elif shape.gated:
         norms = 2 * _norm(d, how)
         # Gemma normalises and scales in float32 throughout.
         halved = low and not shape.post_norms
@@ -218,10 +227,7 @@ def kept_per_layer(shape: Shape, how: Arithmetic, row: Row) -> float:
     # Two masks in float32 of what is dropped.
     dropped = 2 * _FLOAT * shape.width if shape.dropout else 0
     per_token = sum(kept) + dropped
-    # Keys and values that heads share are written out for each (see models.flex).
-    b = shape.query_width if compiles(shape, how, row) else shape.kv_width
-    attention = _attention_per_query(shape, how) * row.queries + 2 * how.attention_bytes * b * row.keys
-    return per_token * row.tokens + attention
+    return per_token * row.tokens + _attention(shape, how, row)
 
 
 def spared_last(shape: Shape, how: Arithmetic, row: Row) -> float:
@@ -273,10 +279,17 @@ def working_forward(shape: Shape, how: Arithmetic, row: Row) -> float:
     mlp = (3 if shape.gated else min(4, shape.mlp_values)) * size * f
     # q, k, v; rotated q and k with the halves they are made of; slots.
     attention = 4 * size * a + 4 * size * b + _FLOAT * a
-    return (stream + max(mlp, attention)) * row.tokens
+    return (stream + max(mlp, attention)) * row.tokens + _probabilities(shape, how, row)
+
+
+def _probabilities(shape: Shape, how: Arithmetic, row: Row) -> float:
+    """Of one block of queries, where attention goes by blocks: scores, probabilities and their gradients."""
+    if how.gpu or shape.dropout:
+        return 0.0
+    return 4 * _FLOAT * min(BLOCK_SCORES, shape.num_heads * BLOCK_QUERIES * row.keys)
 
 
 def working_backward(shape: Shape, how: Arithmetic, row: Row) -> float:
     """Bytes of gradients at work in one layer: of the stream, and of the MLP's inner values."""
     inner = (2 if shape.gated else shape.mlp_values - 1) * how.compute_bytes * shape.inner
-    return (2 * how.weight_bytes * shape.width + inner) * row.tokens
+    return (2 * how.weight_bytes * shape.width + inner) * row.tokens + _probabilities(shape, how, row)
