@@ -24,7 +24,7 @@ from benchmarks.vs_trl_watch import Watch
 from benchmarks.vs_trl_work import Job, groups_of, settings_of
 from trueward.core.files import read_json, read_jsonl, write_json
 from trueward.data.chat import TokenGroup
-from trueward.models import backend, routes, scoring
+from trueward.models import attention, backend, processor, routes, scoring
 from trueward.models.head import TokenScores
 from trueward.models.packing import Packed, pack
 from trueward.objectives.logprobs import token_logps
@@ -37,6 +37,7 @@ from trueward.trainers.preference import PreferenceObjective, PreferencePair, Pr
 __all__ = ["ALL_ON", "DECODING", "TRAINING", "AblationJob", "run_variant"]
 
 ALL_ON = "all on"
+MKL = "without oneDNN in float32 (MKL, as torch comes)"
 _COMPLETIONS = 8
 _STOP_SHARE = 50  # Every so many-th word ends a completion, so that a random model's lengths differ.
 
@@ -135,6 +136,10 @@ TRAINING: Mapping[str, Callable[[PreTrainedModel], AbstractContextManager[Any]]]
         step, "row_gradients", lambda model, memory, **_: nullcontext()
     ),
     "without the allocator's settings (glibc's defaults)": _as_it_is,
+    "without attention by blocks (torch's own)": lambda model: patch.object(
+        attention, "takes", lambda *_, **__: False
+    ),
+    MKL: _as_it_is,
     "with bfloat16": _as_it_is,
     "with torch.compile of norms and MLP": _compiled,
 }
@@ -199,6 +204,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     if "allocator" not in job.variant:
         backend.keep_freed_memory()
+    if job.variant != MKL:
+        processor.multiply_by_onednn()
     watch = Watch()
     dtype = torch.bfloat16 if job.variant == "with bfloat16 weights" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(Path(job.work) / "causal", dtype=dtype)

@@ -20,7 +20,7 @@ from transformers import (
 from tests.models.rows import MIXED, padded, plain_copy, plain_logps, plain_rows, random_groups
 from trueward.core.errors import ModelError
 from trueward.data.chat import TokenGroup
-from trueward.models import flex, routes, scoring
+from trueward.models import activations, flex, routes, scoring
 from trueward.models.heads import ValueHead, reward_from_causal
 from trueward.models.packing import pack, unflatten
 from trueward.models.scoring import (
@@ -79,6 +79,22 @@ def test_packed_gradients_equal_the_padded_forward(kind: Kind) -> None:
     for (name, got), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
         scale = expected.grad.abs().max()
         torch.testing.assert_close(got.grad, expected.grad, atol=1e-4 * float(scale), rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_gradient_or_without_scores_are_the_same_bits(
+    kind: Kind, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "_LEAST_ELEMENTS", 0)
+    model = tiny_model(kind, 3, width=64)
+    packed = pack(random_groups(1, MIXED))
+    scored = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(enabled):
+            scored.append(score_completions(model, packed).logps_N)
+    assert scored[0].requires_grad
+    assert torch.equal(scored[0].detach(), scored[1])
 
 
 def test_scores_do_not_depend_on_the_row() -> None:

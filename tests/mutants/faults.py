@@ -320,6 +320,47 @@ FAULTS: tuple[Fault, ...] = (
         ("moved: not tried", "return torch.equal(other, weight) and bool(", "return True or bool("),
     ),
     *_in(
+        "models/blockwise.py",
+        ("models/test_blockwise.py",),
+        ("blocks: a query sees the one after it", ".triu_(1)", ".triu_(2)"),
+        (
+            "blocks: the last key is left out",
+            "min(self.reach.most + end, ",
+            "min(self.reach.most + end - 1, ",
+        ),
+        ("blocks: what all see begins too late", "max(0, self.reach.least + block.start)", "block.num_keys"),
+        ("blocks: gradient of queries unscaled", "(dq_NBd), work.scale, out", "(dq_NBd), 1.0, out"),
+        ("blocks: keys of the last block only", "dk_NKd[:, :num_keys] +=", "dk_NKd[:, :num_keys] ="),
+        ("blocks: values of the last block only", "dv_NKd[:, :num_keys] +=", "dv_NKd[:, :num_keys] ="),
+        (
+            "blocks: scores are rounded",
+            "return torch.softmax(s_NBK, -1)",
+            "return torch.softmax(s_NBK.bfloat16(), -1).to(self.wide)",
+        ),
+        ("blocks: under autocast", "enabled=False):\n        result", "enabled=True):\n        result"),
+    ),
+    *_in(
+        "models/processor.py",
+        ("models/test_processor.py",),
+        (
+            "processor: also where there is AMX",
+            'not any(flag.startswith("amx")',
+            'any(True or flag.startswith("amx")',
+        ),
+        ("processor: of any maker", 'fields.get("vendor_id") == "AuthenticAMD"', "True"),
+        ("processor: over what was set", "setting.fp32_precision == _UNSET and _half", "_half"),
+        ("processor: rounded all the same", "        if not all(", "        if False and not all("),
+    ),
+    *_in(
+        "models/activations.py",
+        ("models/test_activations.py", "models/test_scoring.py"),
+        (
+            "norms: another order without gradient",
+            "if is_rms_norm(module):",
+            "if all_of_them and is_rms_norm(module):",
+        ),
+    ),
+    *_in(
         "rollouts/lean.py",
         ("rollouts/test_lean.py",),
         ("lean: another epsilon", "weight=weight, eps=eps)", "weight=weight, eps=0.1)"),
