@@ -204,8 +204,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     if "allocator" not in job.variant:
         backend.keep_freed_memory()
-    if job.variant != MKL:
-        processor.multiply_by_onednn()
+    processor.bound_kernels()
+    if job.variant == MKL:
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     watch = Watch()
     dtype = torch.bfloat16 if job.variant == "with bfloat16 weights" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(Path(job.work) / "causal", dtype=dtype)

@@ -1,5 +1,6 @@
 """Which library multiplies in float32, and that it multiplies in float32."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trueward.models import processor
-from trueward.models.processor import multiply_by_onednn
+from trueward.models import processor, routes
+from trueward.models.processor import bound_kernels, multiplied_by_onednn, multiply_by_onednn, pays
+from trueward.models.scoring import supports_packing
+from trueward.models.tiny import tiny_model
 
 ZEN = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
 XEON = ZEN.replace("AuthenticAMD", "GenuineIntel")
@@ -37,6 +40,40 @@ def untouched() -> Iterator[None]:
 )
 def test_where_it_is_asked(description: str, capability: str, expected: bool) -> None:
     assert processor._half_used(description, capability) is expected
+
+
+def test_small_models_stay_with_the_library_that_makes_no_kernels() -> None:
+    assert pays(576, 30)
+    assert pays(256, 4)
+    assert not pays(64, 2)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_within_and_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_half_used", lambda *_: True)
+    monkeypatch.setattr(processor, "_trials", lambda: iter(()))
+    with multiplied_by_onednn():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+def test_kernels_are_bounded_unless_somebody_has_said_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    bound_kernels()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "128"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+
+
+@pytest.mark.usefixtures("untouched")
+def test_only_models_that_gain_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(routes, "multiply_by_onednn", lambda: asked.append("asked"))
+    assert supports_packing(tiny_model("llama", 3))
+    assert asked == []
+    monkeypatch.setattr(processor, "_LEAST", 1)
+    assert supports_packing(tiny_model("llama", 4))
+    assert asked == ["asked"]
 
 
 @pytest.mark.usefixtures("untouched")
@@ -71,7 +108,6 @@ def test_the_trial_would_notice_bfloat16() -> None:
 )
 def test_products_are_exact_in_every_shape(rows: int, inner: int, columns: int, kind: str) -> None:
     """Whichever library multiplies in this process: sums of at most 2 ** 24 have no rounding."""
-    multiply_by_onednn()
     generator = torch.Generator().manual_seed(rows)
 
     def numbers(*shape: int) -> Tensor:
@@ -83,5 +119,6 @@ def test_products_are_exact_in_every_shape(rows: int, inner: int, columns: int, 
         y = y.T.contiguous().T
     elif kind == "tn":
         x = x.T.contiguous().T
-    got = torch.bmm(x.expand(2, -1, -1), y.expand(2, -1, -1))[1] if kind == "bmm" else x @ y
+    with multiplied_by_onednn():
+        got = torch.bmm(x.expand(2, -1, -1), y.expand(2, -1, -1))[1] if kind == "bmm" else x @ y
     assert torch.equal(got, (a @ b).float())

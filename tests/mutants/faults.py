@@ -349,6 +349,7 @@ FAULTS: tuple[Fault, ...] = (
         ),
         ("processor: of any maker", 'fields.get("vendor_id") == "AuthenticAMD"', "True"),
         ("processor: over what was set", "setting.fp32_precision == _UNSET and _half", "_half"),
+        ("processor: left on", "        setting.fp32_precision = before", "        pass"),
         ("processor: rounded all the same", "        if not all(", "        if False and not all("),
     ),
     *_in(

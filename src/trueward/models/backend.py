@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueward.core.errors import ModelError
-from trueward.models.processor import multiply_by_onednn
+from trueward.models.processor import bound_kernels
 
 __all__ = [
     "choose_device",
@@ -34,7 +34,7 @@ _MADV_POPULATE_WRITE = 23
 
 
 def prepare_cpu() -> bool:
-    """Treat denormal numbers as zero, keep freed memory, and multiply by the faster library (see processor).
+    """Treat denormal numbers as zero, keep freed memory, and bound what oneDNN keeps (see processor).
 
     Adam's second moments reach denormals, and they cost a hundredfold. The number of threads is left alone:
     it belongs to the user (`OMP_NUM_THREADS`).
@@ -43,7 +43,7 @@ def prepare_cpu() -> bool:
         Whether the processor can treat denormals as zero.
     """
     keep_freed_memory()
-    multiply_by_onednn()
+    bound_kernels()
     return torch.set_flush_denormal(True)
 
 

@@ -2,10 +2,10 @@
 
 A block reads the keys up to its own last query and no more, so that half of a causal square is not computed;
 heads that share keys are rows of one product. Nothing is kept for the backward but queries, keys and values:
-it computes the probabilities again. torch's fused attention for processors takes one and a half times as long
-in float32, from some two hundred tokens; in bfloat16, where it gains nothing over float32, twice as long.
-In bfloat16, scores and their softmax are float32 here, and values and gradients are multiplied in bfloat16,
-as on a GPU.
+it computes the probabilities again. torch's fused attention for processors takes a quarter to a half longer
+in float32, from some two hundred tokens on; in bfloat16, where it gains nothing over float32, about twice as
+long. In bfloat16, scores and their softmax are float32 here, and values and gradients are multiplied in
+bfloat16, as on a GPU.
 Axes: n segments, Q queries, K keys, H heads, G heads of keys, R heads that share one (H = G R), d head width;
 B queries of a block, N = n G.
 

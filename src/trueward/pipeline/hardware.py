@@ -16,7 +16,7 @@ import torch
 from trueward.core.config import read_yaml
 from trueward.core.errors import ConfigError, nearest
 from trueward.models.bfloat16 import float32_products, lacks_instructions
-from trueward.models.processor import multiply_by_onednn
+from trueward.models.processor import multiplied_by_onednn
 
 __all__ = ["THIS_MACHINE", "Device", "device_named", "known_hardware", "memory_field", "this_machine"]
 
@@ -110,7 +110,7 @@ def _fastest_s(work: Callable[[], object]) -> float:
 
 def _matmul_flops(dtype: torch.dtype) -> float:
     first, second = torch.rand(_SIDE, _SIDE).to(dtype), torch.rand(_SIDE, _SIDE).to(dtype)
-    with float32_products():
+    with float32_products(), multiplied_by_onednn():
         out = first @ second
         return 2.0 * _SIDE**3 / _fastest_s(lambda: torch.mm(first, second, out=out))
 
@@ -128,7 +128,6 @@ def this_machine(*, measure: bool = True) -> Device:
     Args:
         measure: False tells memory only, and rates as 0: nothing is timed.
     """
-    multiply_by_onednn()
     process = (memory_field("VmRSS") or _PROCESS_GIB * _GIB) + _KERNELS_GIB * _GIB
     float32 = _matmul_flops(torch.float32) if measure else 0.0
     bfloat16 = _matmul_flops(torch.bfloat16) if measure else 0.0
