@@ -101,7 +101,7 @@ def _utilisation(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         _, size, method, precision, threads, *rest = line.name.split("/")
-        target = UTILISATION_TARGETS[size, method, precision]
+        target = UTILISATION_TARGETS[size, method, _precision(precision)]
         got = line.values["utilisation"]
         where = f"{size}, {method}, {precision}, {', '.join([threads, *rest])}"
         peak = f"{line.values['matmul_gflops_per_s']:.0f}"
@@ -329,7 +329,7 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
 def _has_share(line: Line) -> bool:
     """Whether a share of the machine's peak is asked of the line."""
     size, method, precision = line.name.split("/")[1:4]
-    return (size, method, precision) in UTILISATION_TARGETS
+    return (size, method, _precision(precision)) in UTILISATION_TARGETS
 
 
 def sections(lines: Sequence[Line]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from benchmarks.ablation import ALL_ON, DECODING, TRAINING, AblationJob
@@ -49,9 +50,11 @@ def _threads(count: int) -> str:
 
 
 def _label(precision: str) -> str:
-    """What torch does without instructions is so slow that it must not stand for what it does with them."""
-    lacking = precision == "bfloat16" and lacks_instructions()
-    return f"{precision}, no instructions" if lacking else precision
+    """The precision, with what the processor has for it where that decides."""
+    if precision == "bfloat16":
+        return f"{precision}, no instructions" if lacks_instructions() else precision
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return f"{precision}, AVX-512" if wide else precision
 
 
 def _trl(asked: Namespace) -> Iterator[Task]:
