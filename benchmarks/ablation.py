@@ -24,7 +24,7 @@ from benchmarks.vs_trl_watch import Watch
 from benchmarks.vs_trl_work import Job, groups_of, settings_of
 from trueward.core.files import read_json, read_jsonl, write_json
 from trueward.data.chat import TokenGroup
-from trueward.models import attention, backend, processor, routes, scoring
+from trueward.models import attention, backend, routes, scoring
 from trueward.models.head import TokenScores
 from trueward.models.packing import Packed, pack
 from trueward.objectives.logprobs import token_logps
@@ -204,7 +204,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     if "allocator" not in job.variant:
         backend.keep_freed_memory()
-    processor.bound_kernels()
+    backend.bound_kernels()
     if job.variant == MKL:
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     watch = Watch()

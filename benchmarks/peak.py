@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trueward.models.bfloat16 import float32_products
+from trueward.models.processor import multiplied_by_onednn
 
 __all__ = ["matmul_flops_per_s", "training_flops", "weights_per_token"]
 
@@ -23,7 +24,7 @@ def matmul_flops_per_s(dtype: torch.dtype, *, least_s: float = _LEAST_S) -> floa
     Args:
         least_s: seconds for each size; the fastest single product counts.
     """
-    with float32_products():
+    with float32_products(), multiplied_by_onednn():
         return max(_rate(side, dtype, least_s) for side in _SIDES)
 
 

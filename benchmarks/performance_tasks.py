@@ -53,8 +53,11 @@ def _label(precision: str) -> str:
     """The precision, with what the processor has for it where that decides."""
     if precision == "bfloat16":
         return f"{precision}, no instructions" if lacks_instructions() else precision
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return f"{precision}, AVX-512" if wide else precision
+    return f"{precision}, AVX-512" if _has_wide_registers() else precision
+
+
+def _has_wide_registers() -> bool:
+    return str(torch.backends.cpu.get_cpu_capability()) == "AVX512"
 
 
 def _trl(asked: Namespace) -> Iterator[Task]:

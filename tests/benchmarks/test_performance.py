@@ -114,7 +114,8 @@ EVERY_PART = [
 ]
 
 
-def test_lines_are_named_once_and_chosen_by_words() -> None:
+def test_lines_are_named_once_and_chosen_by_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performance_tasks, "_has_wide_registers", lambda: False)
     names = [task.name for task in chosen(parse([]))]
     assert len(names) == len(set(names)) > 60
     quick = [task.name for task in chosen(parse(["--quick"]))]
@@ -122,6 +123,15 @@ def test_lines_are_named_once_and_chosen_by_words() -> None:
     assert all("2 threads" not in name and "kept" not in name for name in quick)
     picked = [task.name for task in chosen(parse(["trl", "--only", "dpo/float32/1 thread/default"]))]
     assert picked == [f"trl/{size}/dpo/float32/1 thread/default" for size in ("135M", "small")]
+
+
+def test_float32_with_wide_registers_is_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performance_tasks, "_has_wide_registers", lambda: True)
+    (task,) = chosen(parse(["trl", "--quick", "--models", "135M", "--only", "dpo/float32"]))
+    assert task.name == "trl/135M/dpo/float32, AVX-512/1 thread/own"
+    written = sections([line(task.name, **COMPARED)])
+    assert "| float32, AVX-512 | 1 |" in written["trl"] and "6x, 0.3, 1e-05" in written["trl"]
+    assert "float32, AVX-512" in written["utilisation"] and "65%" in written["utilisation"]
 
 
 @pytest.mark.parametrize(("lacking", "label"), [(False, "bfloat16"), (True, "bfloat16, no instructions")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trueward.core.errors import ModelError
-from trueward.models.backend import choose_device, keep_freed_memory, own_memory, prepare_cpu
+from trueward.models.backend import bound_kernels, choose_device, keep_freed_memory, own_memory, prepare_cpu
 from trueward.models.tiny import tiny_model
 
 
@@ -57,3 +57,11 @@ def test_weights_of_a_file_get_memory_of_their_own(tmp_path: Path) -> None:
     assert mapped.lm_head.weight is mapped.model.embed_tokens.weight
     left = torch.empty(0).set_(storage, 0, (263, 64))
     assert torch.equal(left, model.model.embed_tokens.weight)
+
+
+def test_kernels_are_bounded_unless_somebody_has_said_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    bound_kernels()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "128"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

@@ -1,17 +1,19 @@
 """Which library multiplies in float32, and that it multiplies in float32."""
 
-import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.models.rows import MIXED, random_groups
 from trueward.models import processor, routes
-from trueward.models.processor import bound_kernels, multiplied_by_onednn, multiply_by_onednn, pays
-from trueward.models.scoring import supports_packing
+from trueward.models.packing import pack
+from trueward.models.processor import model_products, multiplied_by_onednn
+from trueward.models.scoring import score_completions
 from trueward.models.tiny import tiny_model
 
 ZEN = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
@@ -42,59 +44,71 @@ def test_where_it_is_asked(description: str, capability: str, expected: bool) ->
     assert processor._half_used(description, capability) is expected
 
 
-def test_small_models_stay_with_the_library_that_makes_no_kernels() -> None:
-    assert pays(576, 30)
-    assert pays(256, 4)
-    assert not pays(64, 2)
+def test_small_models_stay_with_the_library_that_makes_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not processor._pays(tiny_model("llama", 3))
+    assert processor._pays(tiny_model("llama", 3, width=256, layers=4, heads=4))
+    assert not processor._pays(nn.Linear(4096, 4096))
+    assert not processor._pays(tiny_model("llama", 3, width=256, layers=4, heads=4).to("meta"))
+
+
+def _setting() -> str:
+    return str(torch.backends.mkldnn.matmul.fp32_precision)
 
 
 @pytest.mark.usefixtures("untouched")
-def test_within_and_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "_half_used", lambda *_: True)
-    monkeypatch.setattr(processor, "_trials", lambda: iter(()))
-    with multiplied_by_onednn():
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
-
-
-def test_kernels_are_bounded_unless_somebody_has_said_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    bound_kernels()
-    assert os.environ["LRU_CACHE_CAPACITY"] == "128"
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+def test_it_follows_from_the_model_and_not_from_what_ran_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_usable", lambda: True)
+    small, large = tiny_model("llama", 3), tiny_model("llama", 3, width=256, layers=4, heads=4)
+    with model_products(large):
+        assert _setting() == "bf16"
+        with model_products(small):
+            assert _setting() == "none"
+        assert _setting() == "bf16"
+    assert _setting() == "none"
+    with model_products(small), model_products(large):
+        assert _setting() == "bf16"
 
 
 @pytest.mark.usefixtures("untouched")
-def test_only_models_that_gain_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(routes, "multiply_by_onednn", lambda: asked.append("asked"))
-    assert supports_packing(tiny_model("llama", 3))
-    assert asked == []
+def test_scoring_and_training_steps_are_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_usable", lambda: True)
     monkeypatch.setattr(processor, "_LEAST", 1)
-    assert supports_packing(tiny_model("llama", 4))
-    assert asked == ["asked"]
+    seen: list[str] = []
+    plain = routes.run_backbone
+
+    def watched(*args: Any) -> Tensor:
+        seen.append(_setting())
+        return plain(*args)
+
+    monkeypatch.setattr(routes, "run_backbone", watched)
+    score_completions(tiny_model("llama", 3), pack(random_groups(1, MIXED)))
+    assert set(seen) == {"bf16"}
+    assert _setting() == "none"
 
 
 @pytest.mark.usefixtures("untouched")
 def test_whoever_has_set_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "_half_used", lambda *_: True)
+    monkeypatch.setattr(processor, "_usable", lambda: True)
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"
-    assert not multiply_by_onednn()
-    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    with multiplied_by_onednn():
+        assert _setting() == "ieee"
+    assert _setting() == "ieee"
 
 
 @pytest.mark.usefixtures("untouched")
-def test_it_is_put_back_where_operands_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_not_used_where_operands_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = list(processor._trials())
     assert all(torch.equal(*trial) for trial in trials)
-    # As a processor would that rounds: each of the four kinds of product differs.
     monkeypatch.setattr(processor, "_half_used", lambda *_: True)
+    usable = processor._usable.__wrapped__
+    # As a processor would that rounds: each of the four kinds of product differs.
     for number in range(4):
         rounded = [*trials[:number], (trials[number][0].bfloat16().float(), trials[number][1])]
         monkeypatch.setattr(processor, "_trials", lambda rounded=rounded: iter(rounded))
-        assert not multiply_by_onednn()
-        assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+        assert not usable()
+    monkeypatch.setattr(processor, "_trials", lambda: iter(trials))
+    assert usable()
+    assert _setting() == "none"
 
 
 def test_the_trial_would_notice_bfloat16() -> None:

@@ -348,9 +348,10 @@ FAULTS: tuple[Fault, ...] = (
             'any(True or flag.startswith("amx")',
         ),
         ("processor: of any maker", 'fields.get("vendor_id") == "AuthenticAMD"', "True"),
-        ("processor: over what was set", "setting.fp32_precision == _UNSET and _half", "_half"),
-        ("processor: left on", "        setting.fp32_precision = before", "        pass"),
-        ("processor: rounded all the same", "        if not all(", "        if False and not all("),
+        ("processor: over what was set", "before != _UNSET and not _WITHIN.get()", "False"),
+        ("processor: left on", "        setting.fp32_precision = before\n        _WITHIN", "        _WITHIN"),
+        ("processor: rounded all the same", "return all(torch.equal(got, expected)", "return any(True"),
+        ("processor: of the model around it", "_ASKED if large and _usable() else _UNSET", "_ASKED"),
     ),
     *_in(
         "models/activations.py",

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from trueward.core.errors import ModelError
-from trueward.models.processor import bound_kernels
 
 __all__ = [
+    "bound_kernels",
     "choose_device",
     "forget_pages",
     "forget_range",
@@ -29,12 +29,15 @@ __all__ = [
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
+# torch and oneDNN each keep the last 1024; a row of 1,024 tokens with its attention has some sixty.
+_KERNELS = "128"
+_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 # Of Linux's mman.h, since 5.14.
 _MADV_POPULATE_WRITE = 23
 
 
 def prepare_cpu() -> bool:
-    """Treat denormal numbers as zero, keep freed memory, and bound what oneDNN keeps (see processor).
+    """Treat denormal numbers as zero, keep freed memory, and bound what oneDNN keeps (`bound_kernels`).
 
     Adam's second moments reach denormals, and they cost a hundredfold. The number of threads is left alone:
     it belongs to the user (`OMP_NUM_THREADS`).
@@ -83,6 +86,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def bound_kernels() -> None:
+    """Have oneDNN keep kernels of fewer shapes: 1024 of them take half a GiB. Whoever has set a variable
+    decides; once something was multiplied by oneDNN in this process, it is too late."""
+    for name in _CACHES:
+        os.environ.setdefault(name, _KERNELS)
 
 
 def own_memory(model: nn.Module) -> None:

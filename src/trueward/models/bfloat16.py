@@ -9,20 +9,17 @@ Axes: M rows, K the axis that is summed, N columns.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import cache
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["bfloat16_products", "float32_products", "lacks_instructions", "with_bfloat16_products"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["bfloat16_products", "float32_products", "lacks_instructions"]
 
 # Elements of a float32 copy that is made at once: 8 MiB, which a processor's caches hold or nearly do, and
 # which the allocator finds again.
@@ -159,16 +156,3 @@ def bfloat16_products(model: nn.Module, *, autocast: bool = False) -> Iterator[N
     _say_once()
     with float32_products():
         yield
-
-
-def with_bfloat16_products(run: Callable[P, R]) -> Callable[P, R]:
-    """A function whose first argument is `model`, within `bfloat16_products` of it."""
-
-    @wraps(run)
-    def within(*args: P.args, **kwargs: P.kwargs) -> R:
-        model = args[0] if args else kwargs.get("model")
-        # Whatever else was passed is for the function itself to refuse.
-        with bfloat16_products(model) if isinstance(model, nn.Module) else nullcontext():
-            return run(*args, **kwargs)
-
-    return within

@@ -8,67 +8,110 @@ products of numbers that bfloat16 does not hold are tried first.
 Not here: for which models it is asked (see routes).
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache, wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["bound_kernels", "multiplied_by_onednn", "multiply_by_onednn", "pays"]
+from trueward.core.errors import ModelError
+from trueward.models.bfloat16 import bfloat16_products
+from trueward.models.inner import unwrap
+
+__all__ = ["model_products", "multiplied_by_onednn", "with_model_products"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _UNSET, _ASKED = "none", "bf16"
 # oneDNN makes a kernel for every shape of product, in a quarter of a millisecond, and keeps it, in half a
 # MiB. Rows of ever other lengths have ever other shapes, which all layers share: 4 layers of 256 train a
 # fifth faster by it, 2 layers of 64 take 2.4 times as long.
 _LEAST = 4 * 256**2
-# torch and oneDNN each keep the last 1024; a row of 1,024 tokens with its attention has some sixty.
-_KERNELS = "128"
-_CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 # Odd numbers above 256 need nine bits, one more than bfloat16 has. 64 terms of 18 bits are exact in float32.
 _LARGEST, _TERMS = 511, 64
 _SHAPES = ((64, 64), (5, 512), (192, 352), (640, 96))
 
 
-def bound_kernels() -> None:
-    """Have oneDNN keep kernels of fewer shapes: 1024 of them take half a GiB. Whoever has set a variable
-    decides; once something was multiplied by oneDNN in this process, it is too late."""
-    for name in _CACHES:
-        os.environ.setdefault(name, _KERNELS)
+@contextmanager
+def model_products(model: nn.Module, *, autocast: bool = False) -> Iterator[None]:
+    """Within, products of a model on the processor are computed in the way that is fast for it: in bfloat16
+    (see there) and in float32. Which way follows from the model and the processor, not from what ran before.
+
+    Args:
+        autocast: forwards within will be under autocast to bfloat16.
+    """
+    with _library(_pays(model)), bfloat16_products(model, autocast=autocast):
+        yield
 
 
-def pays(width: int, num_layers: int) -> bool:
-    """Whether a model is large enough to win by `multiply_by_onednn`."""
-    return width**2 * num_layers >= _LEAST
+def with_model_products(run: Callable[P, R]) -> Callable[P, R]:
+    """A function whose first argument is `model`, within `model_products` of it."""
+
+    @wraps(run)
+    def within(*args: P.args, **kwargs: P.kwargs) -> R:
+        model = args[0] if args else kwargs.get("model")
+        # Whatever else was passed is for the function itself to refuse.
+        with model_products(model) if isinstance(model, nn.Module) else nullcontext():
+            return run(*args, **kwargs)
+
+    return within
 
 
 @contextmanager
 def multiplied_by_onednn() -> Iterator[None]:
-    """`multiply_by_onednn` within."""
+    """Within, oneDNN multiplies in float32 where that is faster for large products."""
+    with _library(True):
+        yield
+
+
+_WITHIN: ContextVar[bool] = ContextVar("library of float32 products", default=False)
+
+
+@contextmanager
+def _library(large: bool) -> Iterator[None]:
+    """oneDNN for large products, where it is faster, and MKL else. The setting is
+    `torch.backends.mkldnn.matmul.fp32_precision`; whoever has set it decides."""
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
     before = setting.fp32_precision
-    multiply_by_onednn()
+    if before != _UNSET and not _WITHIN.get():
+        yield
+        return
+    token = _WITHIN.set(True)
     try:
+        setting.fp32_precision = _ASKED if large and _usable() else _UNSET
         yield
     finally:
         setting.fp32_precision = before
+        _WITHIN.reset(token)
 
 
-def multiply_by_onednn() -> bool:
-    """Have oneDNN multiply in float32 on a processor where that is faster, in this process from now on.
+def _pays(model: nn.Module) -> bool:
+    """Whether a model lies on the processor and is large enough to win by oneDNN."""
+    try:
+        inner = unwrap(model)
+    except ModelError:
+        return False
+    config = inner.config.get_text_config()
+    return inner.device.type == "cpu" and config.hidden_size**2 * config.num_hidden_layers >= _LEAST
 
-    The setting is `torch.backends.mkldnn.matmul.fp32_precision`; whoever has set it decides.
 
-    Returns:
-        Whether it does.
-    """
+@cache
+def _usable() -> bool:
+    """Whether oneDNN is the faster library here, and multiplies exactly; tried once."""
+    if not _half_used(_description(), _capability()):
+        return False
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at run time
-    if setting.fp32_precision == _UNSET and _half_used(_description(), _capability()):
-        setting.fp32_precision = _ASKED
-        if not all(torch.equal(got, expected) for got, expected in _trials()):
-            setting.fp32_precision = _UNSET
-    return str(setting.fp32_precision) == _ASKED
+    before = setting.fp32_precision
+    setting.fp32_precision = _ASKED
+    try:
+        return all(torch.equal(got, expected) for got, expected in _trials())
+    finally:
+        setting.fp32_precision = before
 
 
 def _description() -> str:

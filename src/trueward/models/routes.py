@@ -29,7 +29,6 @@ from trueward.models.inner import backbone_of, evaluating, head_of, run_backbone
 from trueward.models.last_layer import last_layer_parts, only_rows
 from trueward.models.packing import Kernel, Packed, pack
 from trueward.models.plain import plain_hidden, plain_logits
-from trueward.models.processor import multiply_by_onednn, pays
 
 __all__ = [
     "Route",
@@ -151,8 +150,6 @@ def _findroute_of(model: PreTrainedModel) -> Route:
     kernel: Kernel | None = None
     prunes = False
     config = model.config.get_text_config()
-    if model.device.type == "cpu" and pays(config.hidden_size, config.num_hidden_layers):
-        multiply_by_onednn()
     # One small forward must not leave casts of all weights behind.
     with evaluating(model), _uncached_casts(model.device.type):
         row = _probe_row(config.vocab_size, model.device)

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
 from trueward.models.attention import Unsupported
-from trueward.models.bfloat16 import with_bfloat16_products
 from trueward.models.flex import FlexPlan
 from trueward.models.head import TokenScores, score_tokens
 from trueward.models.inner import (
@@ -29,6 +28,7 @@ from trueward.models.inner import (
 )
 from trueward.models.packing import Packed
 from trueward.models.plain import plain_hidden, plain_logits
+from trueward.models.processor import with_model_products
 from trueward.models.routes import (
     count_fallback,
     differs,
@@ -68,7 +68,7 @@ _KL_CHUNK_ELEMENTS = 1 << 23
 _KL_CHUNK_ELEMENTS_GPU = 1 << 27
 
 
-@with_bfloat16_products
+@with_model_products
 def hidden_states(model: nn.Module, packed: Packed, rows_n: Tensor | None = None) -> Tensor:
     """Final hidden states (after the last norm) of a row.
 
@@ -112,7 +112,7 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be finite and > 0, got {temperature}")
 
 
-@with_bfloat16_products
+@with_model_products
 def score_completions(
     model: nn.Module,
     packed: Packed,
@@ -152,7 +152,7 @@ def score_completions(
 
 
 @torch.no_grad()
-@with_bfloat16_products
+@with_model_products
 def exact_kl_N(
     model: nn.Module, ref_model: nn.Module | None, packed: Packed, *, temperature: float = 1.0
 ) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trueward.core.errors import ModelError
-from trueward.models.bfloat16 import bfloat16_products
+from trueward.models.processor import model_products
 from trueward.models.relaid import laid_out
 from trueward.models.scoring import (
     check_positions,
@@ -119,7 +119,7 @@ class LocalEngine:
         done: dict[_Row, Rollout] = {}
         total = len(prompts) * num_completions
         report = on_progress or _silent
-        with evaluating(self._model), bfloat16_products(model), ExitStack() as within:
+        with evaluating(self._model), model_products(model), ExitStack() as within:
             order = _Order(model, max_new_tokens, within)
             for part in self._parts(model, prompts, num_completions, max_new_tokens):
                 rollouts = self._decode(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trueward.core.errors import RunError
 from trueward.core.seed import derive_seed
-from trueward.models.bfloat16 import bfloat16_products
+from trueward.models.processor import model_products
 from trueward.trainers.optim import device_of
 from trueward.trainers.settings import Precision
 
@@ -127,7 +127,7 @@ def accumulate(
     tokens = 0
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        bfloat16_products(model, autocast=precision == "bfloat16"),
+        model_products(model, autocast=precision == "bfloat16"),
     ):
         torch.manual_seed(derive_seed(seed, "dropout"))
         if isinstance(objective, PreparedObjective):
