@@ -59,7 +59,8 @@ class Watch:
         """A step has ended."""
         self.ends_s.append(time.perf_counter() - self.started_s)
         self.ends_cpu_s.append(time.process_time() - self.started_cpu_s)
-        self.peak_bytes = memory_bytes("VmHWM")
+        # The mark that started anew can lie a few pages below what was read of the loaded model.
+        self.peak_bytes = max(self.loaded_bytes, memory_bytes("VmHWM"))
 
     def figures(self) -> dict[str, Any]:
         """What was seen, as JSON values."""

@@ -34,8 +34,7 @@ def test_both_layouts_make_the_same_first_update(work: Path, policy: str) -> Non
     assert one["ids"] == four["ids"] and len(watch.ends_s) == 2
     assert relative_difference(one["moved"], four["moved"]) < 1e-4  # type: ignore[arg-type]  # of JSON
     # A model this small may train in memory that was free already.
-    # The kernel adds up its two counters of each thread at moments of its own.
-    assert watch.peak_bytes + (1 << 20) >= watch.loaded_bytes > 0
+    assert watch.peak_bytes >= watch.loaded_bytes > 0
 
 
 def test_the_policy_alone_is_trained_on_as_many_tokens(work: Path) -> None:

@@ -1,6 +1,6 @@
 """Which library multiplies in float32, and that it multiplies in float32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.models.rows import MIXED, random_groups
+from trueward.data.chat import TokenGroup
 from trueward.models import processor, routes
 from trueward.models.packing import pack
 from trueward.models.processor import model_products, multiplied_by_onednn
 from trueward.models.scoring import score_completions
 from trueward.models.tiny import tiny_model
+from trueward.rollouts.local import LocalEngine
+from trueward.trainers.accumulate import LossSum, accumulate
 
 ZEN = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
 XEON = ZEN.replace("AuthenticAMD", "GenuineIntel")
@@ -69,8 +72,31 @@ def test_it_follows_from_the_model_and_not_from_what_ran_before(monkeypatch: pyt
         assert _setting() == "bf16"
 
 
+class Watched:
+    """Log-probs as a loss; the setting in the backward is noted."""
+
+    name, settings = "watched", {}  # type: ignore[var-annotated]
+
+    def __init__(self, seen: list[str]) -> None:
+        self._seen = seen
+
+    def describe(self, item: TokenGroup) -> dict[str, object]:
+        return {}
+
+    def count(self, items: Sequence[TokenGroup]) -> float:
+        return len(items)
+
+    def micro_batches(self, items: Sequence[TokenGroup], max_tokens: int) -> list[list[TokenGroup]]:
+        return [list(items)]
+
+    def loss(self, model: nn.Module, items: Sequence[TokenGroup]) -> LossSum:
+        total = -score_completions(model, pack(items)).logps_N.sum()
+        total.register_hook(lambda grad: self._seen.append(f"backward: {_setting()}"))
+        return LossSum(total, len(items))
+
+
 @pytest.mark.usefixtures("untouched")
-def test_scoring_and_training_steps_are_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_training_steps_and_drawing_are_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "_usable", lambda: True)
     monkeypatch.setattr(processor, "_LEAST", 1)
     seen: list[str] = []
@@ -80,10 +106,25 @@ def test_scoring_and_training_steps_are_within_it(monkeypatch: pytest.MonkeyPatc
         seen.append(_setting())
         return plain(*args)
 
+    model, groups = tiny_model("llama", 3), random_groups(1, MIXED)
     monkeypatch.setattr(routes, "run_backbone", watched)
-    score_completions(tiny_model("llama", 3), pack(random_groups(1, MIXED)))
-    assert set(seen) == {"bf16"}
+    score_completions(model, pack(groups))
+    accumulate(model, Watched(seen), groups, max_tokens=100, precision="float32", seed=0)
+    scored = len(seen)
+    LocalEngine(model, [0]).generate([[3, 4]], num_completions=2, max_new_tokens=3, temperature=1.0, seed=0)
+    assert len(seen) > scored
+    assert set(seen) == {"bf16", "backward: bf16"}
     assert _setting() == "none"
+
+
+@pytest.mark.usefixtures("untouched")
+def test_it_is_tried_outside_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_half_used", lambda *_: True)
+    trials = processor._trials
+    monkeypatch.setattr(processor, "_ASKED", "none")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not all(torch.equal(*trial) for trial in trials())
+        assert processor._usable.__wrapped__()
 
 
 @pytest.mark.usefixtures("untouched")

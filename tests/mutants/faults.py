@@ -351,7 +351,21 @@ FAULTS: tuple[Fault, ...] = (
         ("processor: over what was set", "before != _UNSET and not _WITHIN.get()", "False"),
         ("processor: left on", "        setting.fp32_precision = before\n        _WITHIN", "        _WITHIN"),
         ("processor: rounded all the same", "return all(torch.equal(got, expected)", "return any(True"),
+        (
+            "processor: tried under autocast",
+            'torch.autocast("cpu", enabled=False)',
+            'torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"))',
+        ),
         ("processor: of the model around it", "_ASKED if large and _usable() else _UNSET", "_ASKED"),
+    ),
+    *_in(
+        "trainers/accumulate.py",
+        ("models/test_processor.py",),
+        (
+            "accumulate: products as torch comes",
+            'model_products(model, autocast=precision == "bfloat16"),',
+            "nullcontext(),",
+        ),
     ),
     *_in(
         "models/activations.py",
@@ -359,7 +373,7 @@ FAULTS: tuple[Fault, ...] = (
         (
             "norms: another order without gradient",
             "if is_rms_norm(module):",
-            "if all_of_them and is_rms_norm(module):",
+            "if not only_norms and is_rms_norm(module):",
         ),
     ),
     *_in(

@@ -70,11 +70,11 @@ def _gated(module: nn.Module, states: Tensor, *, keep: bool = False) -> Tensor:
     return result
 
 
-def _forwards(backbone: PreTrainedModel, *, all_of_them: bool) -> Iterator[tuple[nn.Module, _Forward]]:
+def _forwards(backbone: PreTrainedModel, *, only_norms: bool) -> Iterator[tuple[nn.Module, _Forward]]:
     """Modules of the backbone, each with the forward that takes its place.
 
     Args:
-        all_of_them: also those that only keep less; without, those that compute in another order too.
+        only_norms: those alone whose sums are in another order; the others compute the same and keep less.
     """
     for layer in _layers(backbone):
         within_gated: set[nn.Module] = set()
@@ -84,7 +84,7 @@ def _forwards(backbone: PreTrainedModel, *, all_of_them: bool) -> Iterator[tuple
                 continue
             if is_rms_norm(module):
                 yield module, partial(_norm, module, _module_again(module))
-            elif not all_of_them:
+            elif only_norms:
                 continue
             elif _is_gated(module):
                 within_gated.add(module.get_submodule("act_fn"))
@@ -130,7 +130,7 @@ def few_activations(backbone: PreTrainedModel, num_tokens: int) -> Iterator[None
         return
     elements = num_tokens * config.hidden_size * config.num_hidden_layers
     fewer = torch.is_grad_enabled() and elements >= _LEAST_ELEMENTS
-    replaced = list(_forwards(backbone, all_of_them=fewer))
+    replaced = list(_forwards(backbone, only_norms=not fewer))
     memory = current_memory() if fewer else None
     for module, forward in replaced:
         module.forward = forward

@@ -71,7 +71,7 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, mask)
         ctx.scale, ctx.reach = scale, reach
         work = _Work(query, key, value, mask, scale, reach)
-        result = torch.empty((*work.split_shape[:-1], value.shape[-1]), dtype=value.dtype)
+        result = work.room(value.shape[-1], value.dtype)
         for block in work.blocks():
             p_NBK = work.probabilities(block)
             o_NBd = torch.bmm(p_NBK.to(work.low), work.v_NKd[:, : block.num_keys])
@@ -92,7 +92,7 @@ def _gradients(work: "_Work", grad: Tensor, dtype: torch.dtype, value_dtype: tor
     low, wide = work.low, work.wide
     g_NQd = _heads_together(grad, work.num_groups, low)
     q_NQd, k_NKd = work.q_NQd.to(low), work.k_NKd.to(low)
-    dq = torch.empty(work.split_shape, dtype=dtype)
+    dq = work.room(q_NQd.shape[-1], dtype)
     # Sums over blocks, in float32 whatever the products are in.
     dk_NKd, dv_NKd = (torch.zeros(each.shape, dtype=wide) for each in (k_NKd, work.v_NKd))
     for block in work.blocks():
@@ -139,11 +139,9 @@ class _Work:
     def __init__(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, reach: Reach
     ) -> None:
-        n, num_queries, num_heads, width = query.shape
-        self.num_groups = key.shape[2]
-        self.num_queries, self.num_keys = num_queries, key.shape[1]
+        self.num_segments, self.num_queries, num_heads, _ = query.shape
+        _, self.num_keys, self.num_groups, _ = key.shape
         self.shared = num_heads // self.num_groups
-        self.split_shape = (n, num_queries, self.num_groups, self.shared, width)
         self.wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         halved = value.dtype == torch.bfloat16 and not lacks_instructions()
         self.low = torch.bfloat16 if halved else self.wide
@@ -153,11 +151,10 @@ class _Work:
         self.mask, self.scale, self.reach = mask, scale, reach
 
     def blocks(self) -> Iterator[_Block]:
-        n, num_queries, num_groups, shared, _ = self.split_shape
-        fitting = _SCORES // (n * num_groups * shared * self.num_keys)
+        fitting = _SCORES // (self.num_segments * self.num_groups * self.shared * self.num_keys)
         most = min(_BLOCK, max(_LEAST_BLOCK, fitting))
         # As even as can be: a block of a few queries costs nearly as many calls as a whole one.
-        size = math.ceil(num_queries / math.ceil(num_queries / most))
+        size = math.ceil(self.num_queries / math.ceil(self.num_queries / most))
         for start in range(0, self.num_queries, size):
             end = min(start + size, self.num_queries)
             rows = slice(start * self.shared, end * self.shared)
@@ -173,14 +170,21 @@ class _Work:
             hidden = _later(_BLOCK, self.wide)[:num_queries, : block.num_keys - seen].unsqueeze(1)
         else:
             hidden = self.mask[:, :, block.start : block.end, seen : block.num_keys].unsqueeze(3)
-        heads_apart = s_NBK.view(self.split_shape[0], self.num_groups, -1, self.shared, block.num_keys)
-        heads_apart[..., seen:] += hidden
+        self._heads_apart(s_NBK)[..., seen:] += hidden
         return torch.softmax(s_NBK, -1)
 
     def as_rows(self, states_NBd: Tensor) -> Tensor:
         """[N, B R, d] as [n, B, G, R, d], without a copy."""
-        n, _, num_groups, shared, _ = self.split_shape
-        return states_NBd.view(n, num_groups, -1, shared, states_NBd.shape[-1]).transpose(1, 2)
+        return self._heads_apart(states_NBd).transpose(1, 2)
+
+    def room(self, width: int, dtype: torch.dtype) -> Tensor:
+        """[n, Q, G, R, d] for the rows of all blocks."""
+        shape = (self.num_segments, self.num_queries, self.num_groups, self.shared, width)
+        return torch.empty(shape, dtype=dtype)
+
+    def _heads_apart(self, states_NBx: Tensor) -> Tensor:
+        """[N, B R, x] as [n, G, B, R, x]."""
+        return states_NBx.view(self.num_segments, self.num_groups, -1, self.shared, states_NBx.shape[-1])
 
 
 @cache

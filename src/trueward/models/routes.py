@@ -252,9 +252,9 @@ def row_attention(model: nn.Module, packed: Packed) -> AttentionStep:
 
 
 def _run_all(model: PreTrainedModel, packed: Packed, step: AttentionStep) -> Tensor:
+    # Compiled layers keep the least by themselves.
     compiled = isinstance(step, FlexPlan) and step.compiled
-    fewer = nullcontext() if compiled else few_activations(backbone_of(model), packed.num_tokens)
-    with fewer:
+    with nullcontext() if compiled else few_activations(backbone_of(model), packed.num_tokens):
         return run_backbone(model, packed.input_ids_1L, packed.position_ids_1L, step)
 
 
