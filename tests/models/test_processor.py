@@ -16,6 +16,7 @@ from trueward.models.packing import pack
 from trueward.models.processor import model_products, multiplied_by_onednn
 from trueward.models.scoring import score_completions
 from trueward.models.tiny import tiny_model
+from trueward.rollouts import decoding
 from trueward.rollouts.local import LocalEngine
 from trueward.trainers.accumulate import LossSum, accumulate
 
@@ -115,6 +116,28 @@ def test_scoring_training_steps_and_drawing_are_within_it(monkeypatch: pytest.Mo
     assert len(seen) > scored
     assert set(seen) == {"bf16", "backward: bf16"}
     assert _setting() == "none"
+
+
+@pytest.mark.usefixtures("untouched")
+def test_steps_of_few_rows_are_multiplied_by_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_usable", lambda: True)
+    monkeypatch.setattr(processor, "_LEAST", 1)
+    seen: list[str] = []
+    plain = decoding.lean_step
+
+    def watched(*args: Any) -> Tensor:
+        seen.append(_setting())
+        return plain(*args)
+
+    monkeypatch.setattr(decoding, "lean_step", watched)
+    engine = LocalEngine(tiny_model("llama", 3), [0])
+    engine.generate([[3, 4]], num_completions=2, max_new_tokens=3, temperature=1.0, seed=0)
+    assert seen
+    assert set(seen) == {"none"}
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    seen.clear()
+    engine.generate([[3, 4]], num_completions=2, max_new_tokens=3, temperature=1.0, seed=0)
+    assert set(seen) == {"ieee"}
 
 
 @pytest.mark.usefixtures("untouched")

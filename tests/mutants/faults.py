@@ -352,6 +352,11 @@ FAULTS: tuple[Fault, ...] = (
         ("processor: left on", "        setting.fp32_precision = before\n        _WITHIN", "        _WITHIN"),
         ("processor: rounded all the same", "return all(torch.equal(got, expected)", "return any(True"),
         (
+            "processor: small products by oneDNN",
+            "    with _library(False):",
+            "    with _library(True):",
+        ),
+        (
             "processor: tried under autocast",
             'torch.autocast("cpu", enabled=False)',
             'torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"))',

@@ -21,7 +21,7 @@ from trueward.core.errors import ModelError
 from trueward.models.bfloat16 import bfloat16_products
 from trueward.models.inner import unwrap
 
-__all__ = ["model_products", "multiplied_by_onednn", "with_model_products"]
+__all__ = ["model_products", "multiplied_by_mkl", "multiplied_by_onednn", "with_model_products"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +65,14 @@ def with_model_products(run: Callable[P, R]) -> Callable[P, R]:
 def multiplied_by_onednn() -> Iterator[None]:
     """Within, oneDNN multiplies in float32 where that is faster for large products."""
     with _library(True):
+        yield
+
+
+@contextmanager
+def multiplied_by_mkl() -> Iterator[None]:
+    """Within, MKL multiplies in float32: products of a few rows, which take oneDNN longer to prepare than to
+    make."""
+    with _library(False):
         yield
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from trueward.models.attention import AttentionStep
 from trueward.models.inner import backbone_of
 from trueward.models.packing import Packed, pack_prompts
+from trueward.models.processor import multiplied_by_mkl
 from trueward.models.scoring import (
     count_fallback,
     differs,
@@ -155,13 +156,14 @@ class SharedDecoder:
     def step(self, ids_R: Tensor) -> Tensor:
         for block in self._blocks:
             block.advance()
-        if self._lean is None:
-            hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
-        else:
-            backbone = backbone_of(self._model)
-            hidden_RD = lean_step(backbone, self._lean, ids_R, self._position_R, self._attend)
-        self._position_R = self._position_R + 1
-        return self._head.logits(hidden_RD)
+        with multiplied_by_mkl():
+            if self._lean is None:
+                hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
+            else:
+                backbone = backbone_of(self._model)
+                hidden_RD = lean_step(backbone, self._lean, ids_R, self._position_R, self._attend)
+            self._position_R = self._position_R + 1
+            return self._head.logits(hidden_RD)
 
     def keep(self, rows: Tensor) -> None:
         self._position_R = self._position_R[rows]
