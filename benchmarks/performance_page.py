@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.performance_charts import cost_chart, growth_chart
+from benchmarks.performance_overview import overview, precision_of
 from benchmarks.performance_targets import (
     DECODE_TARGETS,
     GPU_SPEED_TARGET,
     GPU_UTILISATION_TARGET,
     PPO_TARGET,
+    START_TARGET_S,
     TRL_TARGETS,
     UTILISATION_TARGETS,
     Target,
@@ -57,10 +59,6 @@ def _verdict(target: Target | None, values: Mapping[str, Any]) -> str:
     return f"{target}: {'met' if not missed else 'missed (' + ', '.join(missed) + ')'}"
 
 
-def _precision(label: str) -> str:
-    return label.partition(",")[0]
-
-
 def _trl(lines: Sequence[Line]) -> str:
     # What is compared with a target comes first: the table is wider than a screen.
     cells = (
@@ -80,9 +78,9 @@ def _trl(lines: Sequence[Line]) -> str:
                 threads.split()[0],
                 ", ".join(rest),
                 f"{v['speed']:.2f}x",
-                f"{v['memory']:.2f}",
+                f"{v['memory']:.3f}",
                 f"{v['loss_difference']:.1e}",
-                _verdict(TRL_TARGETS.get((size, method, _precision(precision))), v),
+                _verdict(TRL_TARGETS.get((size, method, precision_of(precision))), v),
                 f"{v['pairs']} x {v['steps']}",
                 f"{v['forward_tokens']:,}" if v["forward_tokens"] else "the batch",
                 f"{v['tokens_per_s']:.0f}",
@@ -101,7 +99,7 @@ def _utilisation(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         _, size, method, precision, threads, *rest = line.name.split("/")
-        target = UTILISATION_TARGETS[size, method, _precision(precision)]
+        target = UTILISATION_TARGETS[size, method, precision_of(precision)]
         got = line.values["utilisation"]
         where = f"{size}, {method}, {precision}, {', '.join([threads, *rest])}"
         peak = f"{line.values['matmul_gflops_per_s']:.0f}"
@@ -133,7 +131,7 @@ def _decode(lines: Sequence[Line]) -> str:
                 f"{v['peer_training_gib']:.2f}",
                 f"{v['memory']:.2f}",
                 f"{v['rows_equal']} of {v['rows']}; {v['equal_share']:.0%} of tokens",
-                _verdict(DECODE_TARGETS.get(_precision(precision)), v),
+                _verdict(DECODE_TARGETS.get(precision_of(precision)), v),
             ]
         )
     return markdown(head, rows)
@@ -247,7 +245,7 @@ def _start(lines: Sequence[Line]) -> str:
             _cell(line.values.get("alone_s"), ".1f"),
             f"{line.values['imported_s']:.1f}",
             f"{line.values['first_step_s']:.1f}",
-            f"5 s: {_met(line.values['first_step_s'] < 5)}",
+            f"{START_TARGET_S:g} s: {_met(line.values['first_step_s'] < START_TARGET_S)}",
         ]
         for line in lines
     ]
@@ -329,12 +327,13 @@ _SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Line]], str]]] = {
 def _has_share(line: Line) -> bool:
     """Whether a share of the machine's peak is asked of the line."""
     size, method, precision = line.name.split("/")[1:4]
-    return (size, method, _precision(precision)) in UTILISATION_TARGETS
+    return (size, method, precision_of(precision)) in UTILISATION_TARGETS
 
 
 def sections(lines: Sequence[Line]) -> dict[str, str]:
     """Marker name -> what stands there: the table and how it was measured, or that it was not."""
-    found = {}
+    asked = ["work", "target", "lines that meet it", "lines that miss it"]
+    found = {"targets": markdown(asked, overview(lines)) if lines else "Not measured yet."}
     for name, (part, table) in _SECTIONS.items():
         own = [line for line in lines if line.part == part]
         if name == "utilisation":

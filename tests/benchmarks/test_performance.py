@@ -230,10 +230,31 @@ def test_every_part_has_its_table_with_source_and_verdict() -> None:
     assert "without s not supported" in found["tried"] and "5 s: missed" in found["start"]
     # The smaller file first, though 10,000 sorts before 1,000.
     assert found["growth"].index("| 1,000 |") < found["growth"].index("| 10,000 |")
-    for text in found.values():
+    for name, text in found.items():
         widths = {row.count("|") for row in text.splitlines() if row.startswith("|")}
         assert len(widths) == 1
-        assert "2026-01-02, 2 cores of a processor, 8 GiB; torch 2.13.0, commit 012345678: `python -m" in text
+        assert name == "targets" or "2026-01-02, 2 cores of a processor, 8 GiB; torch 2.13.0, commit 012345678: `python -m" in text
+
+
+def test_targets_are_told_with_the_lines_that_miss_them() -> None:
+    slow = {**COMPARED, "speed": 5.0, "utilisation": 0.6}
+    lines = [
+        line("trl/135M/dpo/float32/1 thread/own", **COMPARED),
+        line("trl/135M/dpo/float32, AVX-512/2 threads/own", **slow),
+        line("trl/small/dpo/float32/1 thread/own", **slow),
+        *(each for each in EVERY_PART if each.part in ("decode", "ppo", "start")),
+    ]
+    written = sections(lines)["targets"].splitlines()[2:]
+    dpo = "dpo, 135M, float32"
+    assert written == [
+        f"| {dpo} | 6x, 0.3, 1e-05 | 1 of 2 | AVX-512, 2 threads, own: speed |",
+        f"| share of peak: {dpo} | 65% | 1 of 2 | AVX-512, 2 threads, own: 60% |",
+        "| decoding, 135M, float32 | 2x, 1, equal text | 0 of 1 | 1 thread: text |",
+        "| PPO on one backbone, 135M | 2x, 1.3, 1e-04 | 0 of 1 | lora: memory |",
+        "| from import to the first step | 5 s | 0 of 1 | tiny model: 6.0 s |",
+    ]
+    met = line("start/tiny model", imported_s=3.0, first_step_s=4.0)
+    assert "| from import to the first step | 5 s | 1 of 1 | - |" in sections([met])["targets"]
 
 
 def test_a_gpu_is_held_against_its_targets() -> None:
