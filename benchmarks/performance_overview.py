@@ -59,15 +59,13 @@ def _asked(line: Line) -> Iterator[_Asked]:
         size, label, threads, _ = words
         target = DECODE_TARGETS[precision_of(label)]
         place = ", ".join([*label.split(", ")[1:], threads])
-        yield _Asked(
-            f"decoding, {size}, {precision_of(label)}", str(target), place, target.missed(values)
-        )
+        yield _Asked(f"decoding, {size}, {precision_of(label)}", str(target), place, target.missed(values))
     elif line.part == "ppo" and words[0] == "135M":
         yield _Asked("PPO on one backbone, 135M", str(PPO_TARGET), words[1], PPO_TARGET.missed(values))
     elif line.part == "start":
         took = values["first_step_s"]
         short = _short(took >= START_TARGET_S, f"{took:.1f} s")
-        yield _Asked("from import to the first step", f"{START_TARGET_S:g} s", "tiny model", short)
+        yield _Asked("from import to the first step", f"{START_TARGET_S:g} s", words[0], short)
 
 
 def _short(is_missed: bool, got: str) -> list[str]:

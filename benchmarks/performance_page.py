@@ -242,6 +242,7 @@ def _tried(lines: Sequence[Line]) -> str:
 def _start(lines: Sequence[Line]) -> str:
     rows = [
         [
+            line.machine,
             _cell(line.values.get("alone_s"), ".1f"),
             f"{line.values['imported_s']:.1f}",
             f"{line.values['first_step_s']:.1f}",
@@ -249,7 +250,7 @@ def _start(lines: Sequence[Line]) -> str:
         ]
         for line in lines
     ]
-    head = ["torch and transformers alone s", "imports done s", "first step done s", "target"]
+    head = ["machine", "torch and transformers alone s", "imports done s", "first step done s", "target"]
     return markdown(head, rows)
 
 

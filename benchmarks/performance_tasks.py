@@ -347,7 +347,7 @@ def _start(asked: Namespace) -> Iterator[Task]:
         ]
         return {name: median(run[name] for run in found) for name in found[0]}
 
-    yield Task("start/tiny model", started)
+    yield Task("start/tiny model" + (", AVX-512" if _has_wide_registers() else ""), started)
 
 
 PARTS: Mapping[str, Callable[[Namespace], Iterator[Task]]] = {

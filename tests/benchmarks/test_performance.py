@@ -166,10 +166,14 @@ def test_a_line_says_when_trl_keeps_its_activations() -> None:
     assert all(name.endswith("/TRL keeps activations") for name in names)
 
 
-def test_nothing_matching_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_matching_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["trl", "--only", "no such line"]) == 1
-    assert main(["start", "--list"]) == 0
-    assert capsys.readouterr().out.split("\n")[-2] == "start/tiny model"
+    for wide, name in ((False, "start/tiny model"), (True, "start/tiny model, AVX-512")):
+        monkeypatch.setattr(performance_tasks, "_has_wide_registers", lambda wide=wide: wide)
+        assert main(["start", "--list"]) == 0
+        assert capsys.readouterr().out.split("\n")[-2] == name
 
 
 def test_lines_accumulate_and_a_newer_one_takes_its_place(tmp_path: Path) -> None:
@@ -233,7 +237,8 @@ def test_every_part_has_its_table_with_source_and_verdict() -> None:
     for name, text in found.items():
         widths = {row.count("|") for row in text.splitlines() if row.startswith("|")}
         assert len(widths) == 1
-        assert name == "targets" or "2026-01-02, 2 cores of a processor, 8 GiB; torch 2.13.0, commit 012345678: `python -m" in text
+        source = "2026-01-02, 2 cores of a processor, 8 GiB; torch 2.13.0, commit 012345678: `python -m"
+        assert name == "targets" or source in text
 
 
 def test_targets_are_told_with_the_lines_that_miss_them() -> None:
