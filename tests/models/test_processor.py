@@ -1,6 +1,7 @@
 """Which library multiplies in float32, and that it multiplies in float32."""
 
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -96,19 +97,25 @@ class Watched:
         return LossSum(total, len(items))
 
 
-@pytest.mark.usefixtures("untouched")
-def test_scoring_training_steps_and_drawing_are_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def _watch(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[str]:
+    """The setting at each call of a function, on a processor whose models are all large enough for it."""
     monkeypatch.setattr(processor, "_usable", lambda: True)
     monkeypatch.setattr(processor, "_LEAST", 1)
     seen: list[str] = []
-    plain = routes.run_backbone
+    plain = getattr(module, name)
 
     def watched(*args: Any) -> Tensor:
         seen.append(_setting())
-        return plain(*args)
+        return plain(*args)  # type: ignore[no-any-return]
 
+    monkeypatch.setattr(module, name, watched)
+    return seen
+
+
+@pytest.mark.usefixtures("untouched")
+def test_scoring_training_steps_and_drawing_are_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, groups = tiny_model("llama", 3), random_groups(1, MIXED)
-    monkeypatch.setattr(routes, "run_backbone", watched)
+    seen = _watch(monkeypatch, routes, "run_backbone")
     score_completions(model, pack(groups))
     accumulate(model, Watched(seen), groups, max_tokens=100, precision="float32", seed=0)
     scored = len(seen)
@@ -120,16 +127,7 @@ def test_scoring_training_steps_and_drawing_are_within_it(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("untouched")
 def test_steps_of_few_rows_are_multiplied_by_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "_usable", lambda: True)
-    monkeypatch.setattr(processor, "_LEAST", 1)
-    seen: list[str] = []
-    plain = decoding.lean_step
-
-    def watched(*args: Any) -> Tensor:
-        seen.append(_setting())
-        return plain(*args)
-
-    monkeypatch.setattr(decoding, "lean_step", watched)
+    seen = _watch(monkeypatch, decoding, "lean_step")
     engine = LocalEngine(tiny_model("llama", 3), [0])
     engine.generate([[3, 4]], num_completions=2, max_new_tokens=3, temperature=1.0, seed=0)
     assert seen
