@@ -18,6 +18,7 @@ from trueward.models.processor import model_products, multiplied_by_onednn
 from trueward.models.scoring import score_completions
 from trueward.models.tiny import tiny_model
 from trueward.rollouts import decoding
+from trueward.rollouts.cache import SharedRows
 from trueward.rollouts.local import LocalEngine
 from trueward.trainers.accumulate import LossSum, accumulate
 
@@ -97,18 +98,18 @@ class Watched:
         return LossSum(total, len(items))
 
 
-def _watch(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[str]:
+def _watch(monkeypatch: pytest.MonkeyPatch, owner: ModuleType | type, name: str) -> list[str]:
     """The setting at each call of a function, on a processor whose models are all large enough for it."""
     monkeypatch.setattr(processor, "_usable", lambda: True)
     monkeypatch.setattr(processor, "_LEAST", 1)
     seen: list[str] = []
-    plain = getattr(module, name)
+    plain = getattr(owner, name)
 
-    def watched(*args: Any) -> Tensor:
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
         seen.append(_setting())
-        return plain(*args)  # type: ignore[no-any-return]
+        return plain(*args, **kwargs)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(module, name, watched)
+    monkeypatch.setattr(owner, name, watched)
     return seen
 
 
@@ -126,16 +127,21 @@ def test_scoring_training_steps_and_drawing_are_within_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("untouched")
-def test_steps_of_few_rows_are_multiplied_by_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = _watch(monkeypatch, decoding, "lean_step")
+def test_in_steps_of_drawing_mkl_multiplies_by_keys_and_not_by_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_keys, by_weights = (
+        _watch(monkeypatch, SharedRows, "attend"),
+        _watch(monkeypatch, decoding, "lean_step"),
+    )
     engine = LocalEngine(tiny_model("llama", 3), [0])
     engine.generate([[3, 4]], num_completions=2, max_new_tokens=3, temperature=1.0, seed=0)
-    assert seen
-    assert set(seen) == {"none"}
+    assert set(by_keys) == {"none"}
+    assert set(by_weights) == {"bf16"}
     torch.backends.mkldnn.matmul.fp32_precision = "ieee"
-    seen.clear()
+    by_keys.clear()
     engine.generate([[3, 4]], num_completions=2, max_new_tokens=3, temperature=1.0, seed=0)
-    assert set(seen) == {"ieee"}
+    assert set(by_keys) == {"ieee"}
 
 
 @pytest.mark.usefixtures("untouched")

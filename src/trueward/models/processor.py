@@ -70,8 +70,8 @@ def multiplied_by_onednn() -> Iterator[None]:
 
 @contextmanager
 def multiplied_by_mkl() -> Iterator[None]:
-    """Within, MKL multiplies in float32: products of a few rows, which take oneDNN longer to prepare than to
-    make."""
+    """Within, MKL multiplies in float32: small products, which take oneDNN longer to prepare than to make.
+    Not those of weights: oneDNN makes them faster from a few rows on."""
     with _library(False):
         yield
 

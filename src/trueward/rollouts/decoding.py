@@ -156,14 +156,13 @@ class SharedDecoder:
     def step(self, ids_R: Tensor) -> Tensor:
         for block in self._blocks:
             block.advance()
-        with multiplied_by_mkl():
-            if self._lean is None:
-                hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
-            else:
-                backbone = backbone_of(self._model)
-                hidden_RD = lean_step(backbone, self._lean, ids_R, self._position_R, self._attend)
-            self._position_R = self._position_R + 1
-            return self._head.logits(hidden_RD)
+        if self._lean is None:
+            hidden_RD = run_backbone(self._model, ids_R.unsqueeze(0), self._position_R.unsqueeze(0), self)
+        else:
+            backbone = backbone_of(self._model)
+            hidden_RD = lean_step(backbone, self._lean, ids_R, self._position_R, self._attend)
+        self._position_R = self._position_R + 1
+        return self._head.logits(hidden_RD)
 
     def keep(self, rows: Tensor) -> None:
         self._position_R = self._position_R[rows]
@@ -194,15 +193,16 @@ class SharedDecoder:
 
     def _attend(self, index: int, states_RXd: Tensor) -> Tensor:
         _, scaling, window = self._layers[index]
-        if len(self._blocks) == 1:
-            return self._blocks[0].attend(index, states_RXd, scaling=scaling, window=window)
-        parts = torch.split(states_RXd, [block.num_rows for block in self._blocks])
-        return torch.cat(
-            [
-                block.attend(index, part, scaling=scaling, window=window)
-                for block, part in zip(self._blocks, parts, strict=True)
-            ]
-        )
+        with multiplied_by_mkl():
+            if len(self._blocks) == 1:
+                return self._blocks[0].attend(index, states_RXd, scaling=scaling, window=window)
+            parts = torch.split(states_RXd, [block.num_rows for block in self._blocks])
+            return torch.cat(
+                [
+                    block.attend(index, part, scaling=scaling, window=window)
+                    for block, part in zip(self._blocks, parts, strict=True)
+                ]
+            )
 
 
 def _blocks(
