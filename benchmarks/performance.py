@@ -54,6 +54,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="whether TRL recomputes activations (its default)",
     )
     parser.add_argument(
+        "--recompute",
+        action="store_true",
+        help="Trueward recomputes activations too (activation_checkpointing)",
+    )
+    parser.add_argument(
         "--forward-tokens", type=int, default=512, help="largest forward of Trueward; 0: the batch"
     )
     parser.add_argument(

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from benchmarks.performance_targets import (
     DECODE_TARGETS,
+    GPU_SPEED_TARGET,
+    GPU_UTILISATION_TARGET,
+    HELP_TARGET_S,
     PPO_TARGET,
     START_TARGET_S,
     TRL_TARGETS,
@@ -13,7 +16,7 @@ from benchmarks.performance_targets import (
 )
 from benchmarks.results import Line
 
-__all__ = ["overview", "precision_of"]
+__all__ = ["dpo_on_a_gpu", "overview", "precision_of"]
 
 
 class _Asked(NamedTuple):
@@ -33,9 +36,8 @@ def precision_of(label: str) -> str:
 def overview(lines: Sequence[Line]) -> list[list[str]]:
     """Rows of work, target, how many lines meet it, and the others with what they miss."""
     found: dict[tuple[str, str], list[_Asked]] = {}
-    for line in lines:
-        for asked in _asked(line):
-            found.setdefault((asked.work, asked.target), []).append(asked)
+    for asked in (*(each for line in lines for each in _asked(line)), *_asked_of_a_gpu(lines)):
+        found.setdefault((asked.work, asked.target), []).append(asked)
     rows = []
     for (work, target), group in found.items():
         missing = [f"{asked.where}: {', '.join(asked.missed)}" for asked in group if asked.missed]
@@ -66,6 +68,49 @@ def _asked(line: Line) -> Iterator[_Asked]:
         took = values["first_step_s"]
         short = _short(took >= START_TARGET_S, f"{took:.1f} s")
         yield _Asked("from import to the first step", f"{START_TARGET_S:g} s", words[0], short)
+        if (answered := values.get("help_s")) is not None:
+            short = _short(answered >= HELP_TARGET_S, f"{answered:.2f} s")
+            yield _Asked("`trueward --help`", f"{HELP_TARGET_S:g} s", words[0], short)
+
+
+class GpuDpo(NamedTuple):
+    """DPO of one size on a GPU. share: of the measured matrix peak.
+
+    speed: Trueward's beside `side`, the fastest of the others; None where no other was measured.
+    """
+
+    speed: float | None
+    side: str
+    share: float | None
+
+
+def dpo_on_a_gpu(lines: Sequence[Line]) -> dict[str, GpuDpo]:
+    """Size -> DPO of Trueward beside the fastest other side; the sizes that Trueward was measured with."""
+    others: dict[str, list[tuple[float, str]]] = {}
+    shares: dict[str, float | None] = {}
+    for line in lines:
+        if line.part != "gpu":
+            continue
+        _, size, method, side = line.name.split("/")
+        if method == "dpo" and side == "Trueward":
+            shares[size] = line.values["utilisation"]
+        elif method == "dpo" and line.values["speed"] is not None:
+            others.setdefault(size, []).append((line.values["speed"], side))
+    return {
+        size: GpuDpo(*(min(others[size]) if size in others else (None, "")), share)
+        for size, share in shares.items()
+    }
+
+
+def _asked_of_a_gpu(lines: Sequence[Line]) -> Iterator[_Asked]:
+    found = dpo_on_a_gpu(lines)
+    for size, (speed, _, _) in found.items():
+        if speed is not None:
+            short = _short(speed < GPU_SPEED_TARGET, f"{speed:.2f}x")
+            yield _Asked("dpo on a GPU", f"{GPU_SPEED_TARGET:g}x the fastest other side", size, short)
+    if (largest := found.get("1.5B")) is not None and (share := largest.share) is not None:
+        short = _short(share < GPU_UTILISATION_TARGET, f"{share:.0%}")
+        yield _Asked("share of peak: dpo, 1.5B, on a GPU", f"{GPU_UTILISATION_TARGET:.0%}", "bfloat16", short)
 
 
 def _short(is_missed: bool, got: str) -> list[str]:

@@ -7,6 +7,7 @@ __all__ = [
     "DECODE_TARGETS",
     "GPU_SPEED_TARGET",
     "GPU_UTILISATION_TARGET",
+    "HELP_TARGET_S",
     "PPO_TARGET",
     "START_TARGET_S",
     "TRL_TARGETS",
@@ -75,6 +76,9 @@ UTILISATION_TARGETS: Mapping[tuple[str, str, str], float] = {
 
 START_TARGET_S = 5.0
 """From import to the first step of a tiny model."""
+
+HELP_TARGET_S = 0.5
+"""`trueward --help`, from its start to its end."""
 
 GPU_SPEED_TARGET, GPU_UTILISATION_TARGET = 1.5, 0.5
 """DPO beside the fastest other side on one GPU; share of the measured matrix peak with 1.5B parameters."""

@@ -18,7 +18,7 @@ from benchmarks.cost import AXES, CostJob, points
 from benchmarks.decode import DecodeJob
 from benchmarks.growth import STAGES, GrowthJob, write_rows
 from benchmarks.ppo_roles import RolesJob, relative_difference, write_rewards
-from benchmarks.process import run_module
+from benchmarks.process import command_s, run_module
 from benchmarks.tried import TRIALS, TriedJob
 from benchmarks.vs_trl import Case, measure
 from benchmarks.vs_trl_table import Run, compare
@@ -69,6 +69,8 @@ def _trl(asked: Namespace) -> Iterator[Task]:
                         words = ["trl", size, method, _label(precision), _threads(threads), allocator]
                         if asked.peer_recomputes == "no":
                             words.append("TRL keeps activations")
+                        if asked.recompute:
+                            words.append("Trueward recomputes")
                         if asked.first_moment == "bfloat16":
                             words.append("first moment in bfloat16")
                         yield Task(
@@ -89,7 +91,7 @@ def _comparison(
             max_length=asked.max_length,
             lr=5e-5,
             threads=threads,
-            checkpointing=False,
+            checkpointing=asked.recompute,
             precision=precision,
             new_tokens=asked.new_tokens,
             first_moment=asked.first_moment,
@@ -342,7 +344,11 @@ def _start(asked: Namespace) -> Iterator[Task]:
         job = {"work": str(place.folder)}
         # In turn; the first of each also reads the files from the disk.
         found = [
-            {**run_module(modules[0], job, place.folder), **run_module(modules[1], job, place.folder)}
+            {
+                **run_module(modules[0], job, place.folder),
+                **run_module(modules[1], job, place.folder),
+                "help_s": command_s("--help"),
+            }
             for _ in range(3)
         ]
         return {name: median(run[name] for run in found) for name in found[0]}

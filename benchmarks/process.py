@@ -16,7 +16,7 @@ from trueward.cli.start import ALLOCATOR
 from trueward.core.errors import RunError
 from trueward.core.files import read_json, write_json
 
-__all__ = ["ALLOCATORS", "age_s", "run_module"]
+__all__ = ["ALLOCATORS", "age_s", "command_s", "run_module"]
 
 ALLOCATORS: Mapping[str, Mapping[str, str]] = {
     "default": {},
@@ -58,6 +58,21 @@ def run_module(
         raise RunError(f"{module} failed: {last}")
     figures: dict[str, Any] = read_json(result)
     return figures
+
+
+def command_s(*arguments: str) -> float:
+    """Seconds that the command `trueward` takes from its start to its end, with what it prints thrown away.
+
+    Raises:
+        RunError: it failed, or is not installed beside this interpreter.
+    """
+    command = Path(sys.executable).with_name("trueward")
+    started_s = time.monotonic()
+    try:
+        subprocess.run([command, *arguments], stdout=subprocess.DEVNULL, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RunError(f"{command} {' '.join(arguments)} failed: {error}") from error
+    return time.monotonic() - started_s
 
 
 def age_s() -> float:

@@ -161,9 +161,17 @@ def test_one_command_on_two_machines_is_two_sources() -> None:
     assert written.count(", one; ") == written.count(", another; ") == 1
 
 
-def test_a_line_says_when_trl_keeps_its_activations() -> None:
-    names = [task.name for task in chosen(parse(["trl", "--quick", "--peer-recomputes", "no"]))]
-    assert all(name.endswith("/TRL keeps activations") for name in names)
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--peer-recomputes", "no"], "/TRL keeps activations"),
+        (["--recompute"], "/Trueward recomputes"),
+        (["--first-moment", "bfloat16"], "/first moment in bfloat16"),
+    ],
+)
+def test_a_line_says_what_else_was_set(asked: list[str], said: str) -> None:
+    names = [task.name for task in chosen(parse(["trl", "--quick", *asked]))]
+    assert names and all(name.endswith(said) for name in names)
 
 
 def test_nothing_matching_is_no_success(
@@ -258,8 +266,13 @@ def test_targets_are_told_with_the_lines_that_miss_them() -> None:
         "| PPO on one backbone, 135M | 2x, 1.3, 1e-04 | 0 of 1 | lora: memory |",
         "| from import to the first step | 5 s | 0 of 1 | tiny model: 6.0 s |",
     ]
-    met = line("start/tiny model", imported_s=3.0, first_step_s=4.0)
-    assert "| from import to the first step | 5 s | 1 of 1 | - |" in sections([met])["targets"]
+    met = line("start/tiny model", imported_s=3.0, first_step_s=4.0, help_s=0.2)
+    told = sections([met])["targets"]
+    assert "| from import to the first step | 5 s | 1 of 1 | - |" in told
+    assert "| `trueward --help` | 0.5 s | 1 of 1 | - |" in told
+    slow_help = line("start/tiny model", imported_s=3.0, first_step_s=4.0, help_s=0.5)
+    assert "| `trueward --help` | 0.5 s | 0 of 1 | tiny model: 0.50 s |" in sections([slow_help])["targets"]
+    assert "| 0.50 | 0.5 s: missed |" in sections([slow_help])["start"]
 
 
 def test_a_gpu_is_held_against_its_targets() -> None:
@@ -277,6 +290,18 @@ def test_a_gpu_is_held_against_its_targets() -> None:
     said = sections(lines)["gpu"]
     assert "DPO, 1.5B: 1.40 times as fast as the fastest other side (TRL); target 1.5: missed." in said
     assert "MFU of DPO, 1.5B: 49%; target 50%: missed." in said
+    targets = sections(lines)["targets"]
+    assert "| dpo on a GPU | 1.5x the fastest other side | 0 of 1 | 1.5B: 1.40x |" in targets
+    assert "| share of peak: dpo, 1.5B, on a GPU | 50% | 0 of 1 | bfloat16: 49% |" in targets
+
+
+def test_a_gpu_where_only_trueward_was_measured_is_not_held_against_another_side() -> None:
+    told = {"step_s": 0.5, "peak_gib": 60.0, "loss_difference": None, "failed": ""}
+    told |= {"sequences": 64, "steps": 4, "matmul_flops_per_s": 8e14}
+    found = sections([line("gpu/1.5B/dpo/Trueward", speed=1.0, utilisation=0.5, **told)])
+    assert "fastest" not in found["gpu"] + found["targets"]
+    assert "MFU of DPO, 1.5B: 50%; target 50%: met." in found["gpu"]
+    assert "| share of peak: dpo, 1.5B, on a GPU | 50% | 1 of 1 | - |" in found["targets"]
 
 
 def test_parts_without_lines_say_so() -> None:
