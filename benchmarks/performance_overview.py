@@ -74,9 +74,9 @@ def _asked(line: Line) -> Iterator[_Asked]:
 
 
 class GpuDpo(NamedTuple):
-    """DPO of one size on a GPU. share: of the measured matrix peak.
+    """DPO of one size on a GPU; None and "" where the side in question was not measured.
 
-    speed: Trueward's beside `side`, the fastest of the others; None where no other was measured.
+    speed: Trueward's beside `side`, the fastest of the others. share: Trueward's, of the measured matrix peak.
     """
 
     speed: float | None
@@ -85,7 +85,7 @@ class GpuDpo(NamedTuple):
 
 
 def dpo_on_a_gpu(lines: Sequence[Line]) -> dict[str, GpuDpo]:
-    """Size -> DPO of Trueward beside the fastest other side; the sizes that Trueward was measured with."""
+    """Size -> DPO of Trueward beside the fastest other side."""
     others: dict[str, list[tuple[float, str]]] = {}
     shares: dict[str, float | None] = {}
     for line in lines:
@@ -97,8 +97,8 @@ def dpo_on_a_gpu(lines: Sequence[Line]) -> dict[str, GpuDpo]:
         elif method == "dpo" and line.values["speed"] is not None:
             others.setdefault(size, []).append((line.values["speed"], side))
     return {
-        size: GpuDpo(*(min(others[size]) if size in others else (None, "")), share)
-        for size, share in shares.items()
+        size: GpuDpo(*(min(others[size]) if size in others else (None, "")), shares.get(size))
+        for size in {**others, **shares}
     }
 
 
