@@ -96,10 +96,11 @@ def dpo_on_a_gpu(lines: Sequence[Line]) -> dict[str, GpuDpo]:
             shares[size] = line.values["utilisation"]
         elif method == "dpo" and line.values["speed"] is not None:
             others.setdefault(size, []).append((line.values["speed"], side))
-    return {
-        size: GpuDpo(*(min(others[size]) if size in others else (None, "")), shares.get(size))
-        for size in {**others, **shares}
-    }
+    found = {}
+    for size in {**others, **shares}:
+        speed, side = min(others.get(size, []), default=(None, ""))
+        found[size] = GpuDpo(speed, side, shares.get(size))
+    return found
 
 
 def _asked_of_a_gpu(lines: Sequence[Line]) -> Iterator[_Asked]:
