@@ -76,7 +76,8 @@ def _asked(line: Line) -> Iterator[_Asked]:
 class GpuDpo(NamedTuple):
     """DPO of one size on a GPU; None and "" where the side in question was not measured.
 
-    speed: Trueward's beside `side`, the fastest of the others. share: Trueward's, of the measured matrix peak.
+    speed: Trueward's beside `side`, the fastest of the others.
+    share: Trueward's, of the measured matrix peak.
     """
 
     speed: float | None
