@@ -13,12 +13,13 @@ from benchmarks.performance import chosen, main, parse
 from benchmarks.performance_charts import cost_chart, growth_chart
 from benchmarks.performance_page import fill, sections, write_page
 from benchmarks.performance_targets import DECODE_TARGETS, PPO_TARGET, TRL_TARGETS, Target
+from benchmarks.process import command_s
 from benchmarks.results import Line, read_lines, record
 from benchmarks.tried import TRIALS, first_fit_decreasing
 from benchmarks.vs_trl_watch import Watch
 
 from benchmarks import performance_tasks
-from trueward.core.errors import DataError
+from trueward.core.errors import DataError, RunError
 from trueward.core.files import write_jsonl
 from trueward.models.tiny import tiny_model
 
@@ -407,3 +408,9 @@ def test_every_idea_of_the_issue_has_a_variant() -> None:
     for idea in ("early retirement", "bfloat16 weights", "allocator", "torch.compile"):
         assert idea in words
     assert all(trial.verdict for trial in TRIALS.values())
+
+
+def test_a_command_is_timed_and_its_failure_is_an_error() -> None:
+    assert 0 < command_s("--version") < 60
+    with pytest.raises(RunError, match=r"trueward no-such-command failed: .*exit status 2"):
+        command_s("no-such-command")
