@@ -95,7 +95,7 @@ def dpo_on_a_gpu(lines: Sequence[Line]) -> dict[str, GpuDpo]:
         _, size, method, side = line.name.split("/")
         if method == "dpo" and side == "Trueward":
             shares[size] = line.values["utilisation"]
-        elif method == "dpo" and line.values["speed"] is not None:
+        elif method == "dpo" and not side.startswith("Trueward") and line.values["speed"] is not None:
             others.setdefault(size, []).append((line.values["speed"], side))
     found = {}
     for size in {**others, **shares}:

@@ -281,6 +281,7 @@ def test_a_gpu_is_held_against_its_targets() -> None:
     told |= {"sequences": 64, "steps": 4, "matmul_flops_per_s": 8e14}
     lines = [
         line("gpu/1.5B/dpo/Trueward", speed=1.0, utilisation=0.49, **told),
+        line("gpu/1.5B/dpo/Trueward, recomputing", speed=1.2, utilisation=0.4, **told),
         line("gpu/1.5B/dpo/TRL", speed=1.4, utilisation=0.3, **told),
         line("gpu/1.5B/dpo/padded loop", speed=3.0, utilisation=0.1, **told),
         line(
